@@ -1,0 +1,1 @@
+"""SpidR speech pretraining in JAX."""

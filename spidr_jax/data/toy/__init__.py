@@ -1,0 +1,5 @@
+"""The embedded speech corpus: synthetic speakers with exact phone times, made without a download."""
+
+from spidr_jax.data.toy.corpus import make_corpus
+
+__all__ = ["make_corpus"]

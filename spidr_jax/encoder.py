@@ -1,0 +1,155 @@
+"""The encoder: positional convolution and transformer layers, for student and teacher alike.
+
+B batch, T frames, D model width, H attention heads, L layers.
+Source: SpidR (arXiv 2512.20308), data2vec for the positional convolution.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from spidr_jax.model_config import ModelConfig
+from spidr_jax.ops import gelu, layer_norm, uniform_init
+
+
+class PositionalConv(nn.Module):
+    """Stack of grouped convolutions, each with LayerNorm and GELU: [B, T, D] -> [B, T, D]."""
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, frame_mask: jax.Array | None = None) -> jax.Array:
+        width, groups = self.config.encoder_embed_dim, self.config.encoder_pos_conv_groups
+        depth = self.config.encoder_pos_conv_depth
+        kernel = max(3, self.config.encoder_pos_conv_kernel // depth)
+        bound = 1 / math.sqrt(width // groups * kernel)
+        frames = x.shape[1]
+        valid = None if frame_mask is None else frame_mask[..., None].astype(x.dtype)
+        for i in range(depth):
+            x = x if valid is None else x * valid
+            x = nn.Conv(
+                width,
+                (kernel,),
+                padding=kernel // 2,
+                feature_group_count=groups,
+                dtype=self.dtype,
+                kernel_init=uniform_init(bound),
+                bias_init=uniform_init(bound),
+                name=f"convs_{i}",
+            )(x)[:, :frames]
+            x = gelu(layer_norm(self.dtype, affine=False)(x))
+        return x if valid is None else x * valid
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, [B, T, D] -> [B, T, D], with float32 softmax."""
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, frame_mask: jax.Array | None, deterministic: bool
+    ) -> jax.Array:
+        width, heads = self.config.encoder_embed_dim, self.config.encoder_num_heads
+        bound = math.sqrt(6 / (2 * width))
+        qkv = nn.Dense(
+            3 * width,
+            use_bias=self.config.encoder_qkv_bias,
+            dtype=self.dtype,
+            kernel_init=uniform_init(math.sqrt(6 / (4 * width)) / math.sqrt(2)),
+            name="qkv",
+        )(x)
+        qkv = qkv.reshape(*x.shape[:2], 3, heads, width // heads)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, T, H, D/H]
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+        scores *= (width // heads) ** -0.5  # [B, H, T, T]
+        if frame_mask is not None:
+            scores = jnp.where(frame_mask[:, None, None, :], scores, -jnp.inf)
+        weights = jax.nn.softmax(scores).astype(self.dtype)
+        weights = nn.Dropout(self.config.encoder_attention_dropout)(weights, deterministic)
+        x = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)  # [B, T, D]
+        return nn.Dense(width, dtype=self.dtype, kernel_init=uniform_init(bound), name="proj")(x)
+
+
+class FeedForward(nn.Module):
+    """Dense, GELU, dropout, dense: [B, T, D] -> [B, T, D]."""
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        init = nn.initializers.normal(0.02)
+        features = self.config.encoder_ff_interm_features
+        hidden = nn.Dense(features, dtype=self.dtype, kernel_init=init, name="intermediate_dense")
+        output = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="output_dense")
+        dropout = nn.Dropout(self.config.encoder_ff_interm_dropout)
+        return output(dropout(gelu(hidden(x)), deterministic))
+
+
+class TransformerLayer(nn.Module):
+    """One encoder layer; returns the residual stream and the feed-forward output before it."""
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, frame_mask: jax.Array | None, deterministic: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        attention = SelfAttention(self.config, self.dtype, name="attention")
+        feed_forward = FeedForward(self.config, self.dtype, name="feed_forward")
+        norm_1 = layer_norm(self.dtype, "layer_norm")
+        norm_2 = layer_norm(self.dtype, "final_layer_norm")
+        dropout = nn.Dropout(self.config.encoder_dropout, deterministic=deterministic)
+        if self.config.encoder_layer_norm_first:
+            x = x + dropout(attention(norm_1(x), frame_mask, deterministic))
+            output = feed_forward(norm_2(x), deterministic)
+            return x + dropout(output), output
+        x = norm_1(x + dropout(attention(x, frame_mask, deterministic)))
+        output = feed_forward(x, deterministic)
+        return norm_2(x + dropout(output)), output
+
+
+class Encoder(nn.Module):
+    """Positional convolution and transformer layers; the same module for student and teacher."""
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, frame_mask: jax.Array | None = None, deterministic: bool = True
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """Encode features.
+
+        Args:
+            x: [B, T, D].
+            frame_mask: bool [B, T], true at valid frames; None if all are.
+            deterministic: without dropout and layer drop; else the "dropout" rng is needed.
+
+        Returns:
+            The final residual stream [B, T, D], and for each of the L layers its representation:
+            the feed-forward output before the residual, [B, T, D].
+        """
+        cfg = self.config
+        norm = layer_norm(self.dtype, "layer_norm")
+        x = x + PositionalConv(cfg, self.dtype, name="pos_conv_embed")(x, frame_mask)
+        if not cfg.encoder_layer_norm_first:
+            x = norm(x)
+        x = nn.Dropout(cfg.encoder_dropout)(x, deterministic)
+        outputs = []
+        for i in range(cfg.encoder_num_layers):
+            layer = TransformerLayer(cfg, self.dtype, name=f"layers_{i}")
+            layer_x, output = layer(x, frame_mask, deterministic)
+            if cfg.encoder_layer_drop > 0 and not deterministic:
+                drop = jax.random.uniform(self.make_rng("dropout")) <= cfg.encoder_layer_drop
+                layer_x = jnp.where(drop, x, layer_x)
+            x = layer_x
+            outputs.append(output)
+        return norm(x) if cfg.encoder_layer_norm_first else x, outputs

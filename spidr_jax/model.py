@@ -1,0 +1,131 @@
+"""The model: modules, initial parameters, and the student's forward pass.
+
+B batch, S samples, T frames, D model width, K codebooks, V codes per codebook.
+Source: SpidR (arXiv 2512.20308), DinoSR (arXiv 2305.10005).
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from spidr_jax.encoder import Encoder
+from spidr_jax.extractor import FeatureExtractor, FeatureProjection
+from spidr_jax.model_config import ModelConfig, num_frames
+from spidr_jax.ops import uniform_init
+
+Params = dict[str, Any]
+
+
+class Heads(nn.Module):
+    """One linear prediction head a codebook: [K or 1, B, T, D] -> float32 logits [K, B, T, V]."""
+
+    num_codebooks: int
+    codebook_size: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = uniform_init(1 / math.sqrt(x.shape[-1]))
+        shape = (self.num_codebooks, x.shape[-1], self.codebook_size)
+        kernel = self.param("kernel", init, shape).astype(self.dtype)
+        bias = self.param("bias", init, (shape[0], shape[2]))
+        logits = jnp.matmul(x, kernel[:, None], preferred_element_type=jnp.float32)
+        return logits + bias[:, None, None]
+
+
+class Networks(NamedTuple):
+    """The modules of one model; their parameters are the entries of `init_params`."""
+
+    feature_extractor: FeatureExtractor
+    feature_projection: FeatureProjection
+    encoder: Encoder
+    heads: Heads
+
+
+def build(config: ModelConfig, dtype: Any = jnp.float32) -> Networks:
+    """Modules that compute in `dtype`, with float32 parameters, statistics and logits."""
+    return Networks(
+        FeatureExtractor(config, dtype),
+        FeatureProjection(config.encoder_embed_dim, config.encoder_projection_dropout, dtype),
+        Encoder(config, dtype),
+        Heads(config.num_codebooks, config.codebook_size, dtype),
+    )
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Draw the student side's parameters: extractor, projection, encoder, heads, mask embedding.
+
+    Returns:
+        Float32 arrays under `feature_extractor`, `feature_projection`, `student`, `heads` and
+        `mask_embedding` [D]; the initial distributions are the reference's.
+    """
+    nets = build(config)
+    keys = jax.random.split(key, 5)
+    samples = 1
+    for _, kernel, stride in reversed(config.extractor_conv_layer_config):
+        samples = (samples - 1) * stride + kernel
+    x = jnp.zeros((1, 1, config.encoder_embed_dim))
+    channels = config.extractor_conv_layer_config[-1][0]
+    return {
+        "feature_extractor": nets.feature_extractor.init(keys[0], jnp.zeros((1, samples)))[
+            "params"
+        ],
+        "feature_projection": nets.feature_projection.init(keys[1], jnp.zeros((1, 1, channels)))[
+            "params"
+        ],
+        "student": nets.encoder.init(keys[2], x)["params"],
+        "heads": nets.heads.init(keys[3], x[None])["params"],
+        "mask_embedding": jax.random.uniform(keys[4], (config.encoder_embed_dim,)),
+    }
+
+
+def extract(
+    nets: Networks,
+    params: Params,
+    waveforms: jax.Array,
+    lengths: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Waveforms [B, S] -> projected features [B, T, D] and the mask of valid frames [B, T].
+
+    Args:
+        nets: the modules.
+        params: as `init_params` gives them.
+        waveforms: standardised 16 kHz audio, [B, S].
+        lengths: valid samples of each utterance, [B]; None if nothing is padded (then the mask
+            is None too).
+        dropout_key: for the projection's dropout; None for none.
+    """
+    x = nets.feature_extractor.apply({"params": params["feature_extractor"]}, waveforms, lengths)
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    x = nets.feature_projection.apply(
+        {"params": params["feature_projection"]}, x, dropout_key is None, rngs=rngs
+    )
+    if lengths is None:
+        return x, None
+    frames = num_frames(lengths, nets.encoder.config.extractor_conv_layer_config)
+    return x, jnp.arange(x.shape[1]) < frames[:, None]
+
+
+def predict(
+    nets: Networks,
+    params: Params,
+    feats: jax.Array,
+    frame_mask: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Run the student: features [B, T, D] -> head logits [K, B, T, V] and the layers' outputs.
+
+    SpidR's head k reads layer L - K + k + 1; DinoSR's heads all read the final residual stream.
+    """
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    final, outputs = nets.encoder.apply(
+        {"params": params["student"]}, feats, frame_mask, dropout_key is None, rngs=rngs
+    )
+    config = nets.encoder.config
+    spidr = config.model_type == "spidr"
+    x = jnp.stack(outputs[-config.num_codebooks :]) if spidr else final[None]
+    return nets.heads.apply({"params": params["heads"]}, x), outputs
