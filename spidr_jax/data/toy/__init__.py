@@ -1,4 +1,4 @@
-"""The embedded speech corpus: synthetic speakers with exact phone times, made without a download."""
+"""The embedded speech corpus: synthetic speakers with exact phone times, without a download."""
 
 from spidr_jax.data.toy.corpus import make_corpus
 

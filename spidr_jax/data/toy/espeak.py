@@ -51,6 +51,18 @@ _Callback = ctypes.CFUNCTYPE(
 )
 
 
+_SYNTH_ARGUMENTS = (
+    ctypes.c_char_p,  # text
+    ctypes.c_size_t,  # its size
+    ctypes.c_uint,  # position
+    ctypes.c_int,  # type of position
+    ctypes.c_uint,  # end position
+    ctypes.c_uint,  # flags
+    ctypes.c_void_p,  # identifier, not asked for
+    ctypes.c_void_p,  # user data, none
+)
+
+
 class Espeak:
     """The engine of this process, with voice variants added to its own.
 
@@ -76,11 +88,7 @@ class Espeak:
         )
         if self.sample_rate <= 0:
             raise RuntimeError(f"espeak-ng does not start with its data in {self._folder.name}")
-        self._library.espeak_Synth.argtypes = (
-            [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int]
-            + [ctypes.c_uint, ctypes.c_uint]
-            + [ctypes.c_void_p, ctypes.c_void_p]
-        )
+        self._library.espeak_Synth.argtypes = _SYNTH_ARGUMENTS
         self._pcm: list[NDArray[np.int16]] = []
         self._events: list[PhoneEvent] = []
         self._callback = _Callback(self._receive)

@@ -1,4 +1,4 @@
-"""Phone segments: espeak-ng's en-us mnemonics and events to 39 ARPABET phones and SIL, with times."""
+"""Phone segments: espeak-ng's en-us events to 39 ARPABET phones and SIL, with times."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple

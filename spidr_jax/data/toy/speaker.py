@@ -1,9 +1,10 @@
-"""One synthetic speaker, in a process of its own: what it says, through its microphone, as WAV files.
+"""One synthetic speaker, in a process of its own: what it says, through its microphone, as WAV.
 
 `python -m spidr_jax.data.toy.speaker` reads a `Task` as JSON from stdin and prints the list of each
 utterance's number of samples and segments as JSON.
 """
 
+import io
 import json
 import math
 import os
@@ -75,7 +76,10 @@ class _Microphone(NamedTuple):
     @classmethod
     def draw(cls, rng: random.Random) -> "_Microphone":
         return cls(
-            rng.uniform(-0.25, 0.35), rng.uniform(400, 5_000), rng.uniform(-5, 5), rng.uniform(0.7, 1.5)
+            rng.uniform(-0.25, 0.35),
+            rng.uniform(400, 5_000),
+            rng.uniform(-5, 5),
+            rng.uniform(0.7, 1.5),
         )
 
     def hear(self, pcm: NDArray[np.int16], rng: random.Random) -> Samples:
@@ -138,9 +142,12 @@ def _noise(num_samples: int, rng: random.Random) -> Samples:
 
 
 def _write_wav(path: str, audio: Samples) -> None:
-    with wave.open(path, "wb") as file:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
         file.setparams((1, 2, SAMPLE_RATE, len(audio), "NONE", "not compressed"))
         file.writeframes(np.rint(audio * 32_767).astype("<i2").tobytes())
+    with open(path, "xb") as out:
+        out.write(buffer.getbuffer())
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ class Voice(NamedTuple):
 
 
 def draw_voice(name: str, seed: int, *, female: bool) -> Voice:
-    """Draw a speaker, as a few near-copies: with one drawn per utterance, no two are quite alike."""
+    """Draw a speaker as a few near-copies: with one drawn per utterance, no two are alike."""
     rng = random.Random(f"voice {seed} {name}")
     lines = _variant_lines(rng, female)
     variants = {}
