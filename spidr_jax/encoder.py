@@ -69,7 +69,7 @@ class SelfAttention(nn.Module):
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
         scores *= (width // heads) ** -0.5  # [B, H, T, T]
         if frame_mask is not None:
-            scores = jnp.where(frame_mask[:, None, None, :], scores, -jnp.inf)
+            scores = jnp.where(frame_mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(scores).astype(self.dtype)
         weights = nn.Dropout(self.config.encoder_attention_dropout)(weights, deterministic)
         x = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)  # [B, T, D]

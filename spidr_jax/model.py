@@ -99,10 +99,9 @@ def extract(
             is None too).
         dropout_key: for the projection's dropout; None for none.
     """
-    x = nets.feature_extractor.apply({"params": params["feature_extractor"]}, waveforms, lengths)
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    x = nets.feature_projection.apply(
-        {"params": params["feature_projection"]}, x, dropout_key is None, rngs=rngs
+    x = _apply(nets.feature_extractor, params["feature_extractor"], None, waveforms, lengths)
+    x = _apply(
+        nets.feature_projection, params["feature_projection"], dropout_key, x, dropout_key is None
     )
     if lengths is None:
         return x, None
@@ -110,22 +109,30 @@ def extract(
     return x, jnp.arange(x.shape[1]) < frames[:, None]
 
 
-def predict(
+def encode(
     nets: Networks,
     params: Params,
     feats: jax.Array,
     frame_mask: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """Run the student: features [B, T, D] -> head logits [K, B, T, V] and the layers' outputs.
+    """Run the encoder with the student's or the teacher's parameters; see `Encoder`."""
+    return _apply(nets.encoder, params, dropout_key, feats, frame_mask, dropout_key is None)
 
-    SpidR's head k reads layer L - K + k + 1; DinoSR's heads all read the final residual stream.
+
+def predict(
+    nets: Networks, params: Params, final: jax.Array, outputs: list[jax.Array]
+) -> jax.Array:
+    """Head logits [K, B, T, V] from what `encode` gives for the student.
+
+    SpidR's head k (from 1) reads the output of layer L - K + k; DinoSR's heads all read the
+    final residual stream.
     """
+    spidr = nets.encoder.config.model_type == "spidr"
+    x = jnp.stack(outputs[-nets.heads.num_codebooks :]) if spidr else final[None]
+    return _apply(nets.heads, params["heads"], None, x)
+
+
+def _apply(module: nn.Module, params: Params, dropout_key: jax.Array | None, *args: Any) -> Any:
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    final, outputs = nets.encoder.apply(
-        {"params": params["student"]}, feats, frame_mask, dropout_key is None, rngs=rngs
-    )
-    config = nets.encoder.config
-    spidr = config.model_type == "spidr"
-    x = jnp.stack(outputs[-config.num_codebooks :]) if spidr else final[None]
-    return nets.heads.apply({"params": params["heads"]}, x), outputs
+    return module.apply({"params": params}, *args, rngs=rngs)

@@ -44,9 +44,9 @@ class ModelConfig:
         )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type == "float" or field.type is float:
+            if field.type is float:
                 self._check(field.name, 0 <= value < 1, "a rate from 0 to below 1")
-            elif field.type == "int" or field.type is int:
+            elif field.type is int:
                 self._check(field.name, value >= 1, "an integer from 1")
         layers = self.extractor_conv_layer_config
         self._check(

@@ -1,0 +1,207 @@
+"""One training step of SpidR or DinoSR: a pure function of state, batch and key.
+
+B batch, S samples, T frames, D model width, K codebooks, V codes per codebook, N = B T.
+Source: SpidR section 3; spec section 3.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spidr_jax import codebook, loss, masking, model, optim, teacher
+from spidr_jax.codebook import CodebookState
+from spidr_jax.masking import MaskingConfig
+from spidr_jax.model_config import ModelConfig, num_frames
+from spidr_jax.ops import instance_norm
+from spidr_jax.optim import OptimizerConfig
+from spidr_jax.teacher import TeacherConfig
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """All that training changes; arrays only."""
+
+    step: jax.Array  # int32, finished steps
+    skipped: jax.Array  # int32, those of them whose update was not finite and did not happen
+    params: model.Params
+    opt_state: Any
+    teacher: model.Params
+    codebooks: CodebookState
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """What a training step computes."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    codebook_decay: float = 0.9
+    freeze_step: int = 200_000
+    dtype: Any = jnp.bfloat16
+
+
+def init_state(config: StepConfig, key: jax.Array) -> TrainState:
+    """Draw the state before the first step."""
+    param_key, teacher_key, codebook_key = jax.random.split(key, 3)
+    params = model.init_params(config.model, param_key)
+    fresh = model.init_params(config.model, teacher_key)["student"]
+    frozen = config.freeze_step <= 0
+    trained, _ = optim.split(params, config.model, frozen)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optim.make_optimizer(config.optimizer).init(trained),
+        teacher=teacher.init(params["student"], fresh),
+        codebooks=codebook.init(
+            codebook_key,
+            config.model.num_codebooks,
+            config.model.codebook_size,
+            config.model.encoder_embed_dim,
+        ),
+    )
+
+
+def make_train_step(
+    config: StepConfig, frozen: bool
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Make the step function `(state, batch, key) -> (state, metrics)`.
+
+    The batch holds `waveforms` [B, S] and, where they are not standardised yet, `mean` and
+    `inv_std` [B]; where rows are padded, `lengths` in samples [B]; to give the masked frames
+    instead of drawing them, `mask` bool [B, T]. The same key serves every step: the step number
+    is folded in. Metrics are scalars, and [K] under names that end in `_per_codebook`.
+
+    Args:
+        config: what to compute.
+        frozen: the program for steps from `freeze_step` on, with extractor and projection
+            frozen; the state's moments must have been dropped by `optim.freeze`.
+    """
+    optimizer = optim.make_optimizer(config.optimizer)
+
+    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        mask_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        trained, rest = optim.split(state.params, config.model, frozen)
+
+        def loss_fn(trained: model.Params) -> tuple[jax.Array, tuple[Any, Metrics]]:
+            params = optim.merge(trained, rest)
+            return _forward(config, params, state, batch, mask_key, dropout_key)
+
+        (value, (codebooks, metrics)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        rate = optim.learning_rate(config.optimizer, state.step)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
+        trained = jax.tree.map(lambda p, u: p - rate * u, trained, updates)
+        params = optim.merge(trained, rest)
+        weight = teacher.weight(config.teacher, state.step + 1, config.freeze_step)
+        moved = teacher.update(
+            state.teacher, params["student"], weight, config.teacher.exclude_layers
+        )
+        grad_norm = optax.global_norm(gradient)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        new = (params, opt_state, moved, codebooks)
+        old = (state.params, state.opt_state, state.teacher, state.codebooks)
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        metrics |= {
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            "teacher_decay": 1 - weight,
+            "skipped": 1 - finite.astype(jnp.int32),
+        }
+        return TrainState(state.step + 1, state.skipped + metrics["skipped"], *kept), metrics
+
+    return train_step
+
+
+def make_eval_step(config: StepConfig) -> Callable[[TrainState, Batch, jax.Array], Metrics]:
+    """Make the validation function `(state, batch, key) -> metrics`: no dropout, no change.
+
+    Unlike in training, nothing is folded into the key: the same key gives the same masks.
+    """
+
+    def eval_step(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+        return _forward(config, state.params, state, batch, key, None)[1][1]
+
+    return eval_step
+
+
+def _forward(
+    config: StepConfig,
+    params: model.Params,
+    state: TrainState,
+    batch: Batch,
+    mask_key: jax.Array,
+    dropout_key: jax.Array | None,
+) -> tuple[jax.Array, tuple[CodebookState, Metrics]]:
+    """The loss, the codebooks after it, and the metrics."""
+    nets = model.build(config.model, config.dtype)
+    extract_key, student_key = (
+        (None, None) if dropout_key is None else jax.random.split(dropout_key)
+    )
+    waveforms, lengths = _standardise(batch), batch.get("lengths")
+    feats, frame_mask = model.extract(nets, params, waveforms, lengths, extract_key)  # [B, T, D]
+    mask = batch["mask"] if "mask" in batch else _draw_mask(config, mask_key, waveforms, lengths)
+    embedding = params["mask_embedding"].astype(feats.dtype)
+    x = jnp.where(mask[..., None], embedding, feats)
+    outputs = model.encode(nets, params["student"], x, frame_mask, student_key)
+    logits = model.predict(nets, params, *outputs)  # [K, B, T, V]
+    log_probs = _frames(jax.nn.log_softmax(logits))  # [K, N, V]
+
+    targets = jax.lax.stop_gradient(_targets(nets, state.teacher, feats, frame_mask))  # [K, N, D]
+    codes = codebook.assign(state.codebooks, targets)  # [K, N]
+    counted = mask.reshape(-1, 1).astype(jnp.float32)  # [N, 1]
+    assignments = jax.nn.one_hot(codes, config.model.codebook_size) * counted  # [K, N, V]
+    codebooks = codebook.update(state.codebooks, targets, assignments, config.codebook_decay)
+
+    losses = loss.masked_cross_entropy(log_probs, assignments)
+    usage = assignments.sum(axis=1)  # [K, V]
+    metrics = {
+        "loss": losses,
+        "target_ppl": loss.perplexity(usage / counted.sum()),
+        "pred_ppl": loss.perplexity((jnp.exp(log_probs) * counted).sum(axis=1) / counted.sum()),
+        "active_codes": (usage > 0).sum(axis=1).astype(jnp.float32),
+    }
+    per_codebook = {f"{name}_per_codebook": values for name, values in metrics.items()}
+    means = {name: values.mean() for name, values in metrics.items()}
+    return means["loss"], (codebooks, per_codebook | means | {"masked_frames": counted.sum()})
+
+
+def _targets(
+    nets: model.Networks,
+    teacher_params: model.Params,
+    feats: jax.Array,
+    frame_mask: jax.Array | None,
+) -> jax.Array:
+    """The teacher's standardised layer outputs for the K codebooks, float32 [K, N, D]."""
+    _, outputs = model.encode(nets, teacher_params, feats, frame_mask)
+    num_codebooks = nets.heads.num_codebooks
+    return _frames(jnp.stack([instance_norm(r, frame_mask) for r in outputs[-num_codebooks:]]))
+
+
+def _frames(x: jax.Array) -> jax.Array:
+    """[K, B, T, D or V] -> [K, N, D or V]."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _standardise(batch: Batch) -> jax.Array:
+    waveforms = batch["waveforms"].astype(jnp.float32)
+    if "mean" not in batch:
+        return waveforms
+    return (waveforms - batch["mean"][:, None]) * batch["inv_std"][:, None]
+
+
+def _draw_mask(
+    config: StepConfig, key: jax.Array, waveforms: jax.Array, lengths: jax.Array | None
+) -> jax.Array:
+    layers = config.model.extractor_conv_layer_config
+    if lengths is None:
+        lengths = jnp.full(waveforms.shape[0], waveforms.shape[1])
+    frames = num_frames(waveforms.shape[1], layers)
+    return masking.sample_spans(key, frames, num_frames(lengths, layers), config.masking)
