@@ -1,0 +1,1 @@
+"""From any folder of audio to a fed accelerator."""

@@ -1,0 +1,144 @@
+"""Audio files to 16 kHz mono int16, and the two numbers that standardise an utterance.
+
+S samples of one utterance.
+"""
+
+import io
+import os
+
+import numpy as np
+import soundfile
+
+from spidr_jax.data import storage
+from spidr_jax.data.corpus import Row
+
+SAMPLE_RATE = 16_000
+_EPSILON = 1e-5  # of the reference's layer_norm over a waveform in [-1, 1]
+_FULL_SCALE = 32_768
+_MAX_PEAK = 4.0  # float audio beyond it is not on the [-1, 1] scale
+
+
+class AudioError(Exception):
+    """An utterance that cannot be trained on: the message names its file and the reason."""
+
+
+def open_sound(row: Row) -> soundfile.SoundFile:
+    """Open the audio of a row: a file, a member of an uncompressed tar, or a URL of either.
+
+    Raises:
+        AudioError: missing, empty, or not audio that libsndfile reads.
+        ImportError: with what to install to read such a URL.
+    """
+    where = row.archive or row.path
+    try:
+        if storage.is_remote(where):
+            span = (row.byte_offset, row.byte_size) if row.archive else (None, None)
+            return soundfile.SoundFile(io.BytesIO(storage.read_range(where, *span)))
+        if not row.archive:
+            return soundfile.SoundFile(where)
+        return _open_member(row)
+    except soundfile.LibsndfileError as error:
+        reason = _system_reason(where) or error.error_string
+        raise AudioError(f"{row.place}: cannot be read: {reason}") from None
+    except OSError as error:
+        raise AudioError(f"{row.place}: cannot be read: {error.strerror or error}") from None
+
+
+def _system_reason(path: str) -> str:
+    """Say what libsndfile hides behind "System error"."""
+    try:
+        with open(path, "rb") as file:
+            return "" if file.read(1) else "the file is empty"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _open_member(row: Row) -> soundfile.SoundFile:
+    # A descriptor at the member's offset is read by libsndfile itself; a file object in Python
+    # would be called back, under the interpreter lock, for every few kilobytes.
+    descriptor = os.open(row.archive, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        os.lseek(descriptor, row.byte_offset, os.SEEK_SET)
+        sound = soundfile.SoundFile(descriptor, closefd=True)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    width = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}.get(sound.subtype, 0)
+    if sound.format != "FLAC" and sound.frames * sound.channels * width > row.byte_size:
+        sound.close()  # it would be read on into the next member
+        raise AudioError(f"{row.place}: truncated: the header promises more than its bytes hold")
+    return sound
+
+
+def check_format(place: str, rate: int, channels: int) -> None:
+    """Refuse what is not 16 kHz mono.
+
+    Raises:
+        AudioError: naming the file, what it is and what turns it into 16 kHz mono.
+    """
+    if rate != SAMPLE_RATE or channels != 1:
+        raise AudioError(
+            f"{place}: {rate} Hz with {channels} channel(s) where {SAMPLE_RATE} Hz mono is due; "
+            "convert with `python -m spidr_jax.data.manifest prepare`"
+        )
+
+
+def decode(sound: soundfile.SoundFile, place: str) -> np.ndarray:
+    """Decode all of an open file to int16 [S], or [S, channels] where it has several.
+
+    Raises:
+        AudioError: damaged, or float audio that is not finite or not within [-1, 1].
+    """
+    try:
+        if sound.subtype.startswith("PCM_"):
+            pcm: np.ndarray = sound.read(dtype="int16")
+            return pcm
+        wave = sound.read(dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{place}: damaged: {error.error_string}") from None
+    # libsndfile does not scale float audio when it is read as int16.
+    peak = float(np.abs(wave).max(initial=0.0))
+    if not peak <= _MAX_PEAK:  # also where it is NaN
+        reason = f"not within [-1, 1]: peak {peak:g}" if np.isfinite(peak) else "NaN or infinite"
+        raise AudioError(f"{place}: float samples {reason}")
+    scaled = np.rint(wave * _FULL_SCALE)
+    return np.clip(scaled, -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
+
+
+def read_pcm(row: Row) -> np.ndarray:
+    """Decode a whole utterance to int16 [S], S at least `row.num_samples`.
+
+    Raises:
+        AudioError: unreadable, damaged, not 16 kHz mono, or shorter than the manifest says.
+        ImportError: with what to install to read such a URL.
+    """
+    with open_sound(row) as sound:
+        check_format(row.place, sound.samplerate, sound.channels)
+        pcm = decode(sound, row.place)
+    if len(pcm) < row.num_samples:
+        raise AudioError(
+            f"{row.place}: truncated: {len(pcm)} samples, the manifest says {row.num_samples}"
+        )
+    return pcm
+
+
+def standardisation(pcm: np.ndarray) -> tuple[np.float32, np.float32]:
+    """Give mean and 1/std such that `(pcm - mean) * inv_std` is the standardised utterance.
+
+    It equals `(x - x.mean()) / sqrt(x.var() + 1e-5)` for `x = pcm / 32768` (the reference's
+    `layer_norm` over a whole utterance, before cropping).
+
+    Args:
+        pcm: int16 [S], S > 0.
+    """
+    # Sums of 1,024 in float32, of those in float64: near the speed of the first, the accuracy of
+    # the second, and no BLAS (whose threads would fight with the decoding ones).
+    whole = len(pcm) // 1024 * 1024
+    total = square = 0.0
+    for part in (pcm[:whole].reshape(-1, 1024), pcm[whole:].reshape(1, -1)):
+        wave = part.astype(np.float32)
+        total += float(wave.sum(axis=1).sum(dtype=np.float64))
+        square += float(np.einsum("ij,ij->i", wave, wave).sum(dtype=np.float64))
+    mean = total / len(pcm)
+    variance = max(square / len(pcm) - mean * mean, 0.0)
+    return np.float32(mean), np.float32(1.0 / np.sqrt(variance + _EPSILON * _FULL_SCALE**2))

@@ -1,0 +1,219 @@
+"""A corpus: the rows of one manifest as memory-mapped columns, compiled once.
+
+A compiled manifest is a folder of raw little-endian columns. Its name carries the version of the
+manifest that it was made from, so that a changed manifest is compiled again, and it appears by
+one rename, so that any number of processes may start at once.
+"""
+
+import array
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from spidr_jax.data import storage, tables
+
+_LAYOUT = 1
+_log = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """One utterance: where its audio is and how many samples (at 16 kHz) it holds.
+
+    `path` is absolute, or the member's name where `archive` (absolute) is not empty; the audio
+    is then the `byte_size` bytes from `byte_offset` of the archive.
+    """
+
+    fileid: str
+    path: str
+    num_samples: int
+    archive: str = ""
+    byte_offset: int = 0
+    byte_size: int = 0
+    speaker: str = ""
+
+    @property
+    def place(self) -> str:
+        """The file to name in a message."""
+        return f"{self.archive}:{self.path}" if self.archive else self.path
+
+
+class _Texts:
+    """A mapped column of strings: UTF-8 bytes one after another, and the end of each."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._ends = np.memmap(folder / f"{name}.ends", dtype="<i8", mode="r")
+        empty = not self._ends[-1]  # nothing to map
+        self._bytes = np.empty(0, "u1") if empty else np.memmap(folder / f"{name}.utf8", mode="r")
+
+    def __getitem__(self, index: int) -> str:
+        start = int(self._ends[index - 1]) if index else 0
+        return self._bytes[start : int(self._ends[index])].tobytes().decode()
+
+
+class Corpus:
+    """The rows of a manifest, mapped from disk.
+
+    Attributes:
+        manifest: the manifest's path.
+        num_samples: int64 [n], samples of every utterance.
+        fingerprint: hex text that changes with any file id or length, not with the folder.
+    """
+
+    num_samples: np.ndarray
+
+    def __init__(self, manifest: str, folder: Path) -> None:
+        """Map the compiled columns in `folder`; `open_manifest` finds or makes them."""
+        meta = json.loads((folder / "meta.json").read_text())
+        self.manifest = manifest
+        self.fingerprint: str = meta["fingerprint"]
+        self._root: str = meta["root"]
+        self._texts: dict[str, _Texts] = {}
+        self._numbers: dict[str, np.ndarray] = {}
+        for name in meta["columns"]:
+            if name in tables.NUMBERS:
+                self._numbers[name] = np.memmap(folder / f"{name}.i64", dtype="<i8", mode="r")
+            else:
+                self._texts[name] = _Texts(folder, name)
+        self.num_samples = self._numbers["num_samples"].view(np.ndarray)
+
+    def __len__(self) -> int:
+        """Count the utterances."""
+        return len(self.num_samples)
+
+    def __iter__(self) -> Iterator[Row]:
+        """Go through the rows in the manifest's order."""
+        return map(self.row, range(len(self)))
+
+    def row(self, index: int) -> Row:
+        """Give utterance `index`, its paths made absolute.
+
+        Raises:
+            IndexError: outside 0 .. len - 1.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.manifest}: row {index} of {len(self)}")
+        texts = {name: column[index] for name, column in self._texts.items()}
+        numbers = {name: int(column[index]) for name, column in self._numbers.items()}
+        located = "archive" if "archive" in texts else "path"
+        texts[located] = storage.join(self._root, texts[located])
+        return Row(**texts, **numbers)  # type: ignore[arg-type]
+
+
+def open_manifest(path: str | os.PathLike[str]) -> Corpus:
+    """Open a .csv, .jsonl or .tsv manifest, compiling it first where that has not been done.
+
+    Relative paths in it are relative to its own folder (.tsv: to the root on its first line).
+    The columns are kept beside the manifest, or where that folder cannot be written (or is
+    remote) under `$XDG_CACHE_HOME/spidr_jax` (default `~/.cache`).
+
+    Raises:
+        FileNotFoundError: where there is no such manifest.
+        ValueError: naming file, line, column, value and what is allowed.
+    """
+    path = os.fspath(path)
+    try:
+        name = f"{os.path.basename(path)}.columns-{_LAYOUT}-{storage.version_key(path)}"
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such manifest") from None
+    homes = _homes(path)
+    for home in homes:
+        if (home / name / "meta.json").is_file():
+            return Corpus(path, home / name)
+    for home in homes:
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f"{name}.partial-", dir=home))
+            break
+        except OSError as error:
+            _log.info("%s: no room for the compiled manifest: %s", home, error)
+    else:
+        places = " nor ".join(map(str, homes))
+        raise OSError(f"{path}: cannot be compiled: neither {places} is writable")
+    try:
+        _compile(path, partial)
+        return Corpus(path, _publish(partial, home / name))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _homes(path: str) -> list[Path]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spidr_jax"
+    where = path if storage.is_remote(path) else os.path.abspath(path)
+    apart = cache / hashlib.sha256(where.encode()).hexdigest()[:16]
+    return [apart] if storage.is_remote(path) else [Path(path).absolute().parent, apart]
+
+
+def _publish(partial: Path, target: Path) -> Path:
+    os.chmod(partial, 0o755)  # mkdtemp's 0700 would shut out the other users of a shared corpus
+    try:
+        os.rename(partial, target)
+    except OSError:
+        if not (target / "meta.json").is_file():
+            raise
+        return target  # another process was first
+    for old in target.parent.glob(f"{target.name.rsplit('-', 1)[0]}-*"):
+        if old.name != target.name and ".partial-" not in old.name:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _compile(path: str, folder: Path) -> None:
+    table = tables.read_table(path)
+    names: list[str] = []
+    ends: dict[str, int] = {}
+    hashes = array.array("q")
+    digest = hashlib.sha256()
+    files = {}
+    try:
+        for chunk in table.chunks:
+            if not names:
+                names = list(chunk.columns)
+                ends = {name: 0 for name in names if name not in tables.NUMBERS}
+                for name in names:
+                    for ending in ("utf8", "ends") if name in ends else ("i64",):
+                        files[name, ending] = open(folder / f"{name}.{ending}", "wb")  # noqa: SIM115
+            for name in names:
+                values = chunk.columns[name]
+                if isinstance(values, np.ndarray):
+                    files[name, "i64"].write(values.astype("<i8").tobytes())
+                    continue
+                encoded = [value.encode() for value in values]
+                stops = ends[name] + np.cumsum([len(value) for value in encoded], dtype="<i8")
+                files[name, "utf8"].write(b"".join(encoded))
+                files[name, "ends"].write(stops.tobytes())
+                ends[name] = int(stops[-1])
+            ids = chunk.columns["fileid"]
+            hashes.extend(map(hash, ids))
+            digest.update("\n".join(ids).encode())
+            digest.update(chunk.columns["num_samples"].tobytes())  # type: ignore[union-attr]
+    finally:
+        for file in files.values():
+            file.close()
+    if not names:
+        raise ValueError(f"{path}: holds no utterance; write it anew from the folder of audio")
+    _check_unique(path, _Texts(folder, "fileid"), np.frombuffer(hashes, np.int64))
+    meta = {"root": table.root, "columns": names, "fingerprint": digest.hexdigest()}
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _check_unique(path: str, ids: _Texts, hashes: np.ndarray) -> None:
+    ordered = np.sort(hashes)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    seen: dict[str, int] = {}
+    for index in np.flatnonzero(np.isin(hashes, repeated)) if repeated.size else ():
+        fileid = ids[index]
+        if fileid in seen:
+            raise ValueError(
+                f"{path}, rows {seen[fileid] + 1} and {index + 1}, column fileid: {fileid!r} in "
+                "both, but an id names one utterance; `python -m spidr_jax.data.manifest write` "
+                "gives each file its own"
+            )
+        seen[fileid] = int(index)

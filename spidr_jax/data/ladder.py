@@ -1,0 +1,82 @@
+"""The ladder: the few lengths that utterances are cropped to, so that few shapes are compiled."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+FRAME = 320  # samples
+FRAMES_STEP = 8  # frames of a rung are a multiple of it
+_STEP = FRAME * FRAMES_STEP
+_EXTRA = 80  # a rung of 320 T + 80 samples gives T frames and wastes none
+SHORTEST = _STEP + _EXTRA  # 2,640 samples, 8 frames
+_BLOCK = 1 << 20
+_MAX_LEFT_OUT = 0.001  # share of the audio
+
+
+class Histogram(NamedTuple):
+    """Utterances and their audio (samples) by level: the longest rung that each fits."""
+
+    count: np.ndarray
+    audio: np.ndarray
+
+
+def histogram(num_samples: np.ndarray, min_samples: int, max_samples: int) -> Histogram:
+    """Count utterances [n] by level; longer ones than `max_samples` count as cropped to it.
+
+    Those under `min_samples` or 2,640 samples, which fit no rung, are left out.
+    """
+    size = (max_samples - _EXTRA) // _STEP + 1
+    count, audio = np.zeros(size), np.zeros(size)
+    for start in range(0, len(num_samples), _BLOCK):
+        lengths = num_samples[start : start + _BLOCK]
+        lengths = np.minimum(lengths[lengths >= max(min_samples, SHORTEST)], max_samples)
+        levels = (lengths - _EXTRA) // _STEP
+        count += np.bincount(levels, minlength=size)
+        audio += np.bincount(levels, lengths, minlength=size)
+    return Histogram(count, audio)
+
+
+def mix(histograms: Sequence[Histogram], factors: Sequence[float]) -> Histogram:
+    """Add histograms up, each times a factor."""
+    pairs = list(zip(histograms, factors, strict=True))
+    count = np.sum([each.count * factor for each, factor in pairs], axis=0)
+    return Histogram(count, np.sum([each.audio * factor for each, factor in pairs], axis=0))
+
+
+def place_rungs(lengths: Histogram, num_rungs: int) -> tuple[int, ...]:
+    """Place at most `num_rungs` rungs so that cropping to the next one below loses least audio.
+
+    Rungs are 320 T + 80 samples, T a multiple of 8. The shortest is set first: as long as it can
+    be with at most 0.1 % of the audio in shorter utterances, so that a few outliers do not cost
+    a rung. The others are placed by dynamic programming over the histogram.
+
+    Returns:
+        The rungs in samples, rising.
+    """
+    return tuple(_STEP * level + _EXTRA for level in _best_levels(*lengths, num_rungs))
+
+
+def _best_levels(count: np.ndarray, audio: np.ndarray, num_rungs: int) -> list[int]:
+    below = np.concatenate([[0.0], np.cumsum(audio)])  # audio under each level
+    first = int(np.searchsorted(below, _MAX_LEFT_OUT * below[-1], side="right")) - 1
+    last = int(np.flatnonzero(count)[-1])
+    levels = np.arange(first, last + 2)
+    counts = np.concatenate([[0.0], np.cumsum(count)])[levels]
+    # lost[i, j]: audio lost where level i is a rung and j the next one
+    rungs = levels[:, None] * _STEP + _EXTRA
+    lost = below[levels][None] - below[levels][:, None] - rungs * (counts[None] - counts[:, None])
+    lost[np.tril_indices(len(levels))] = np.inf
+    best = lost[:, -1]  # of the audio from level i on, with one rung
+    following = []
+    for _ in range(min(num_rungs, len(levels) - 1) - 1):
+        through = lost[:-1, :-1] + best[None, :-1]
+        options = np.concatenate([through, lost[:-1, -1:]], axis=1)  # another rung, or none
+        following.append(options.argmin(axis=1))
+        best = np.append(options.min(axis=1), np.inf)
+    chosen = [0]
+    for step in reversed(following):
+        if step[chosen[-1]] == len(levels) - 1:
+            break
+        chosen.append(int(step[chosen[-1]]))
+    return [first + index for index in chosen]

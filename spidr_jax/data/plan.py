@@ -1,0 +1,277 @@
+"""The batch plan: which utterances make up batch number `step`, cropped where and to what length.
+
+A pure function of (lengths, ladder, seed, step): every host computes the same plan and takes its
+own rows of the same batch, the position in training is one integer, and the number of hosts may
+change between runs. B rows of a global batch, S samples of each.
+
+An epoch holds as much audio as all sources together. Each source gives its share of it, the next
+utterances of an endless row of passes, so that with one source an epoch is one pass.
+"""
+
+import hashlib
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from spidr_jax.data import epochs, ladder, shuffle
+from spidr_jax.data.sources import Source
+
+_LAYOUT = 1  # raise it when the same arguments come to give other batches
+_MAX_PASSES = 1000
+_MUCH_LOST = 0.25
+_log = logging.getLogger(__name__)
+_ahead = ThreadPoolExecutor(1, thread_name_prefix="next-epoch")
+
+
+class Batch(NamedTuple):
+    """A global batch.
+
+    Attributes:
+        num_samples: S, one of the plan's rungs.
+        rows: int64 [B], utterances, numbered through all sources.
+        offsets: int64 [B], first sample of each crop.
+        epoch: the epoch that the batch belongs to.
+    """
+
+    num_samples: int
+    rows: np.ndarray
+    offsets: np.ndarray
+    epoch: int
+
+
+class _Epoch(NamedTuple):
+    tables: list[np.ndarray]  # by rung: utterances [B, batches]
+    order: np.ndarray  # of the batches
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All batches of a run; `make_plan` makes one.
+
+    Attributes:
+        rungs: lengths in samples, rising.
+        rows: B, by rung.
+        batches: batches in an epoch, by rung.
+        fingerprint: hex text that changes with anything that changes the batches.
+        left_out: utterances in no epoch, since they are shorter than the shortest rung.
+        dropped: utterances that are over at the end of an epoch (others in each).
+        lost_share: share of an epoch's audio (each utterance up to the maximum length) that
+            cropping and dropping leave unused.
+        shares: share of the audio, by source.
+        passes: passes through each source in one epoch.
+    """
+
+    rungs: tuple[int, ...]
+    rows: dict[int, int]
+    batches: dict[int, int]
+    fingerprint: str
+    left_out: int
+    dropped: int
+    lost_share: float
+    shares: dict[str, float]
+    passes: dict[str, float]
+    _seed: int
+    _num_samples: np.ndarray
+    _starts: np.ndarray  # number of each source's first utterance
+    _streams: list[list[epochs.Stream]]  # by source, by rung
+    _epochs: dict[int, Future[_Epoch]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in an epoch, the same number in each."""
+        return sum(self.batches.values())
+
+    def batch(self, step: int) -> Batch:
+        """Give batch number `step` >= 0, in any order and from any thread."""
+        number, position = divmod(step, self.batches_per_epoch)
+        epoch = self._epoch(number)
+        chosen = int(epoch.order[position])
+        for rung, table in zip(self.rungs, epoch.tables, strict=True):
+            if chosen < table.shape[1]:
+                rows = table[:, chosen].astype(np.int64)
+                return Batch(rung, rows, self.crop(step, rows, rung), number)
+            chosen -= table.shape[1]
+        raise AssertionError("an epoch's order holds its batches")
+
+    def crop(self, step: int, rows: np.ndarray, num_samples: int) -> np.ndarray:
+        """Give the first samples int64 [n] of crops of utterances [n], hashed with the step."""
+        room = self._num_samples[rows] - num_samples + 1
+        return shuffle.uniform(shuffle.salt(self._seed, "crop", step), rows, room)
+
+    def stand_in(self, step: int, row: int, num_samples: int, attempt: int) -> int:
+        """Give an utterance of the same source, of the same or a longer rung, instead of `row`."""
+        source = int(np.searchsorted(self._starts, row, side="right")) - 1
+        fitting = [
+            stream.members
+            for rung, stream in zip(self.rungs, self._streams[source], strict=True)
+            if rung >= num_samples
+        ]
+        seed = shuffle.salt(self._seed, "stand-in", step, attempt)
+        pick = int(shuffle.uniform(seed, np.array([row]), sum(map(len, fitting)))[0])
+        for members in fitting:
+            if pick < len(members):
+                break
+            pick -= len(members)
+        return int(members[pick])
+
+    def describe(self) -> str:
+        """Say in three lines what the plan does to the audio, for the log."""
+        shapes = ", ".join(f"{self.batches[r]} of {self.rows[r]} x {r}" for r in self.rungs)
+        sources = ", ".join(
+            f"{name} {share:.1%} of the audio ({self.passes[name]:.3g} passes an epoch)"
+            for name, share in self.shares.items()
+        )
+        return (
+            f"{self.batches_per_epoch} batches an epoch, by rows x samples: {shapes}\n"
+            f"sources: {sources}\n"
+            f"an epoch leaves {self.lost_share:.1%} of the audio unused; {self.dropped} utterances "
+            f"fill no batch of it, {self.left_out} are too short for any"
+        )
+
+    def _epoch(self, number: int) -> _Epoch:
+        with self._lock:
+            for wanted in (number, number + 1):  # the next one is then there when it begins
+                if wanted not in self._epochs:
+                    self._epochs[wanted] = _ahead.submit(self._build, wanted)
+            for old in [other for other in self._epochs if abs(other - number) > 2]:
+                del self._epochs[old]
+            epoch = self._epochs[number]
+        return epoch.result()
+
+    def _build(self, number: int) -> _Epoch:
+        own = [
+            np.concatenate([stream.take(number) for stream in rung])
+            for rung in zip(*self._streams, strict=True)
+        ]
+        tables = epochs.fill_batches(own, list(self.rows.values()), list(self.batches.values()))
+        seed = shuffle.salt(self._seed, "order", number)
+        return _Epoch(tables, shuffle.permutation(seed, self.batches_per_epoch))
+
+
+def make_plan(
+    sources: Sequence[Source],
+    *,
+    min_samples: int,
+    max_samples: int,
+    num_rungs: int,
+    max_batch_samples: int,
+    planned_devices: int,
+    seed: int,
+) -> Plan:
+    """Plan the batches of a run over one or several weighted sources.
+
+    An utterance is cropped to the next rung below. What does not fill a batch of its rung falls
+    to the next shorter one; what is over on the shortest is dropped for that epoch.
+
+    Args:
+        sources: corpora with names and weights.
+        min_samples: shorter utterances are left out, and in any case those under 2,640 samples
+            (8 frames), the shortest rung that there can be.
+        max_samples: no crop is longer.
+        num_rungs: at most so many lengths.
+        max_batch_samples: of one device.
+        planned_devices: B is a multiple of it; it comes from the config, never from the live
+            devices, so that a run may go on with any number of them.
+        seed: another seed gives other batches.
+
+    Raises:
+        ValueError: an argument out of range, or too little audio for one batch, with the numbers.
+    """
+    longest = min(max_samples, max_batch_samples)
+    for name, value, least, most in (
+        ("num_rungs", num_rungs, 1, 255),
+        ("planned_devices", planned_devices, 1, 2**20),
+        ("max_samples", max_samples, ladder.SHORTEST, 2**40),
+        ("max_batch_samples", max_batch_samples, ladder.SHORTEST, 2**40),
+        ("min_samples", min_samples, 0, longest),
+    ):
+        if not least <= value <= most:
+            raise ValueError(f"data.{name}: {value} is not within {least} .. {most}")
+    lengths = [source.corpus.num_samples for source in sources]
+    histograms = [ladder.histogram(each, min_samples, longest) for each in lengths]
+    shares, passes = _mix(sources, [float(each.audio.sum()) for each in histograms])
+    mixed = ladder.mix(histograms, passes)
+    rungs = ladder.place_rungs(mixed, num_rungs)
+    rows = [planned_devices * (max_batch_samples // rung) for rung in rungs]
+    starts = np.cumsum([0, *map(len, lengths)])
+    streams = [
+        epochs.make_streams(
+            lengths[index],
+            min_samples=min_samples,
+            rungs=rungs,
+            passes=passes[index],
+            start=int(starts[index]),
+            total=int(starts[-1]),
+            seed=shuffle.salt(seed, index),
+        )
+        for index in range(len(sources))
+    ]
+    draws = [[stream.draws for stream in each] for each in streams]
+    batches, dropped = epochs.count_batches([sum(each) for each in zip(*draws, strict=True)], rows)
+    if not sum(batches):
+        raise ValueError(
+            f"{dropped} utterances ({mixed.audio.sum() / 57_600_000:.3g} h) fill no batch: one of "
+            f"the shortest length, {rungs[0]} samples, needs {rows[0]} rows (data.planned_devices "
+            f"{planned_devices} x data.max_batch_samples {max_batch_samples} // {rungs[0]}); "
+            "lower one of the two, or add audio"
+        )
+    used = sum(int(np.prod(each)) for each in zip(rungs, rows, batches, strict=True))
+    plan = Plan(
+        rungs=rungs,
+        rows=dict(zip(rungs, rows, strict=True)),
+        batches=dict(zip(rungs, batches, strict=True)),
+        fingerprint=_fingerprint(sources, rungs, rows, draws, min_samples, seed),
+        left_out=int(starts[-1]) - sum(len(stream.members) for each in streams for stream in each),
+        dropped=dropped,
+        lost_share=max(0.0, 1 - used / float(mixed.audio.sum())),
+        shares={source.name: share for source, share in zip(sources, shares, strict=True)},
+        passes={source.name: times for source, times in zip(sources, passes, strict=True)},
+        _seed=seed,
+        _num_samples=lengths[0] if len(lengths) == 1 else np.concatenate(lengths),
+        _starts=starts,
+        _streams=streams,
+    )
+    if plan.lost_share > _MUCH_LOST:
+        _log.warning(
+            "an epoch leaves %.0f %% of the audio unused: little audio for batches of %d devices x "
+            "%d samples; lower data.planned_devices or data.max_batch_samples",
+            100 * plan.lost_share,
+            planned_devices,
+            max_batch_samples,
+        )
+    return plan
+
+
+def _mix(sources: Sequence[Source], audio: list[float]) -> tuple[list[float], list[float]]:
+    """Give each source's share of the audio, and its passes in an epoch as long as all of them."""
+    total = sum(source.weight for source in sources)
+    shares = [source.weight / total for source in sources]
+    passes = []
+    for source, share, samples in zip(sources, shares, audio, strict=True):
+        if not samples:
+            raise ValueError(
+                f"source {source.name}: none of its {len(source.corpus.num_samples)} utterances "
+                f"has data.min_samples, and at least {ladder.SHORTEST}, samples"
+            )
+        passes.append(share * sum(audio) / samples if len(sources) > 1 else 1.0)
+        if passes[-1] > _MAX_PASSES:
+            raise ValueError(
+                f"source {source.name}: its weight makes {share:.1%} of the audio from "
+                f"{samples / 57_600_000:.3g} h, {passes[-1]:.0f} passes through it an epoch "
+                f"(at most {_MAX_PASSES}): lower its weight"
+            )
+    return shares, passes
+
+
+def _fingerprint(sources: Sequence[Source], *numbers: object) -> str:
+    digest = hashlib.sha256(repr((_LAYOUT, numbers)).encode())
+    for source in sources:
+        digest.update(source.corpus.fingerprint.encode())
+        digest.update(np.ascontiguousarray(source.corpus.num_samples))
+    return digest.hexdigest()[:32]
