@@ -17,8 +17,10 @@ def main() -> None:
     args = vars(parser.parse_args())
     try:
         make_corpus(args.pop("out"), **args)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing is made")
 
 
 if __name__ == "__main__":

@@ -74,15 +74,13 @@ def make_corpus(
             raise ValueError(f"{name} must be at least 1, not {value}")
     target = Path(folder).absolute()
     parameters = {"version": _VERSION, **counts, "seed": seed}
+    if is_made(target, parameters):
+        return
+    _require_engine()
     try:
-        if is_made(target, parameters):
-            return
-        _require_engine()
         with lock(target):
             if not is_made(target, parameters):
                 _make(target, parameters, jobs)
-    except FileExistsError:
-        raise
     except OSError as error:
         raise OSError(f"cannot make the corpus in {target}: {error.strerror or error}") from error
 

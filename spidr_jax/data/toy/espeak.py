@@ -6,7 +6,6 @@ The engine is global state: one per process. Structures and constants are those 
 
 import ctypes
 import os
-import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +65,11 @@ _SYNTH_ARGUMENTS = (
 class Espeak:
     """The engine of this process, with voice variants added to its own.
 
+    Args:
+        folder: an empty folder that stays while the engine is used, under a short path: the engine
+            has room for 140 bytes.
+        variants: text of each variant file by its name.
+
     Attributes:
         sample_rate: of the audio it returns, in Hz.
 
@@ -73,21 +77,19 @@ class Espeak:
         RuntimeError: the engine does not start.
     """
 
-    def __init__(self, variants: dict[str, str]) -> None:
+    def __init__(self, folder: str, variants: dict[str, str]) -> None:
         import espeakng_loader
 
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-        # The data must stay where it is while the engine lives, under a path it has room for.
-        self._folder = tempfile.TemporaryDirectory(prefix="spidr-espeak-")
-        write_data_folder(self._folder.name, os.fspath(espeakng_loader.get_data_path()), variants)
+        write_data_folder(folder, os.fspath(espeakng_loader.get_data_path()), variants)
         self.sample_rate: int = self._library.espeak_Initialize(
             _OUTPUT_SYNCHRONOUS,
             0,
-            self._folder.name.encode(),
+            os.fsencode(folder),
             _INIT_PHONEME_EVENTS | _INIT_DONT_EXIT,
         )
         if self.sample_rate <= 0:
-            raise RuntimeError(f"espeak-ng does not start with its data in {self._folder.name}")
+            raise RuntimeError(f"espeak-ng does not start with its data in {folder}")
         self._library.espeak_Synth.argtypes = _SYNTH_ARGUMENTS
         self._pcm: list[NDArray[np.int16]] = []
         self._events: list[PhoneEvent] = []

@@ -10,6 +10,7 @@ import math
 import os
 import random
 import sys
+import tempfile
 import wave
 import zlib
 from collections.abc import Iterator
@@ -46,23 +47,24 @@ def run(task: Task) -> Iterator[tuple[int, list[Segment]]]:
         RuntimeError: espeak-ng does not start.
     """
     voice = draw_voice(task.speaker, task.seed, female=task.female)
-    engine = Espeak(voice.variants)
-    if engine.sample_rate * _BLOCK_OUT != SAMPLE_RATE * _BLOCK_IN:
-        raise RuntimeError(f"espeak-ng speaks at {engine.sample_rate} Hz, not at 22050 Hz")
     microphone = _Microphone.draw(random.Random(f"microphone {task.seed} {task.speaker}"))
-    for path, text in task.utterances:
-        key = f"{task.seed} {os.path.basename(path)}"
-        rng = random.Random(key)
-        engine.set_voice("en-us+" + rng.choice(list(voice.variants)))
-        engine.set_random_seed(zlib.crc32(key.encode()))
-        engine.set_parameter(RATE, voice.rate * rng.uniform(0.88, 1.14))
-        engine.set_parameter(PITCH, 50 + rng.uniform(-9, 9))
-        engine.set_parameter(RANGE, 50 + rng.uniform(-20, 20))
-        pcm, events = engine.speak(text)
-        segments = align(events, pcm, engine.sample_rate)
-        audio, segments = _record(microphone.hear(pcm, rng), segments, rng)
-        _write_wav(path, audio)
-        yield len(audio), segments
+    with tempfile.TemporaryDirectory(prefix="spidr-espeak-") as folder:
+        engine = Espeak(folder, voice.variants)
+        if engine.sample_rate * _BLOCK_OUT != SAMPLE_RATE * _BLOCK_IN:
+            raise RuntimeError(f"espeak-ng speaks at {engine.sample_rate} Hz, not at 22050 Hz")
+        for path, text in task.utterances:
+            key = f"{task.seed} {os.path.basename(path)}"
+            rng = random.Random(key)
+            engine.set_voice("en-us+" + rng.choice(list(voice.variants)))
+            engine.set_random_seed(zlib.crc32(key.encode()))
+            engine.set_parameter(RATE, voice.rate * rng.uniform(0.88, 1.14))
+            engine.set_parameter(PITCH, 50 + rng.uniform(-9, 9))
+            engine.set_parameter(RANGE, 50 + rng.uniform(-20, 20))
+            pcm, events = engine.speak(text)
+            segments = align(events, pcm, engine.sample_rate)
+            audio, segments = _record(microphone.hear(pcm, rng), segments, rng)
+            _write_wav(path, audio)
+            yield len(audio), segments
 
 
 class _Microphone(NamedTuple):

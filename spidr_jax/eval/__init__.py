@@ -1,0 +1,1 @@
+"""Evaluation of features and units: numpy in, numbers out."""
