@@ -154,7 +154,7 @@ def _run(task: Task) -> Any:
     root = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-m", "spidr_jax.data.toy.speaker"],
+        [sys.executable, "-c", "from spidr_jax.data.toy.speaker import main; main()"],
         input=json.dumps(task._asdict()),
         env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,

@@ -1,7 +1,7 @@
 """One synthetic speaker, in a process of its own: what it says, through its microphone, as WAV.
 
-`python -m spidr_jax.data.toy.speaker` reads a `Task` as JSON from stdin and prints the list of each
-utterance's number of samples and segments as JSON.
+`main` reads a `Task` as JSON from stdin and prints, as JSON too, each utterance's number of samples
+and segments.
 """
 
 import io
@@ -159,7 +159,3 @@ def main() -> None:
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         sys.exit(str(reason))
-
-
-if __name__ == "__main__":
-    main()

@@ -76,17 +76,16 @@ def _jitter(line: str, rng: random.Random) -> str:
 
 
 def write_data_folder(parent: str, engine_data: str, variants: dict[str, str]) -> None:
-    """Lay out `parent/espeak-ng-data`: links to the engine's own data, and the variants beside its.
+    """Lay out `parent/espeak-ng-data`: links to the engine's own data for English, and variants.
 
     Nothing is written where the engine is installed.
     """
     data = os.path.join(parent, "espeak-ng-data")
-    voices, own = os.path.join(data, "voices", "!v"), os.path.join(engine_data, "voices", "!v")
+    voices = os.path.join(data, "voices", "!v")
     os.makedirs(voices)
-    for source, target in ((engine_data, data), (own, voices)):
-        for name in os.listdir(source):
-            if name != "voices":
-                os.symlink(os.path.join(source, name), os.path.join(target, name))
+    for name in os.listdir(engine_data):
+        if name == "en_dict" or not name.endswith(("_dict", "voices")):
+            os.symlink(os.path.join(engine_data, name), os.path.join(data, name))
     for name, text in variants.items():
         with open(os.path.join(voices, name), "w", encoding="ascii") as file:
             file.write(text)
