@@ -89,7 +89,7 @@ class Espeak:
             _INIT_PHONEME_EVENTS | _INIT_DONT_EXIT,
         )
         if self.sample_rate <= 0:
-            raise RuntimeError(f"espeak-ng does not start with its data in {folder}")
+            raise RuntimeError(f"espeak-ng does not start in {folder}; is TMPDIR a long path?")
         self._library.espeak_Synth.argtypes = _SYNTH_ARGUMENTS
         self._pcm: list[NDArray[np.int16]] = []
         self._events: list[PhoneEvent] = []
