@@ -14,7 +14,7 @@ from spidr.models import metrics as reference
 
 NUM_UNITS = 64
 # The reference computes in float32 and adds eps to every cell; its default 1e-10 alone moves PNMI
-# by up to 1e-6, so that it is called with an eps that float32 does not see.
+# by about 1e-6, so that it is called with an eps that float32 does not see.
 TOLERANCE, INVISIBLE = 1e-6, 1e-30
 
 
