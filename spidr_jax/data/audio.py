@@ -15,6 +15,7 @@ from spidr_jax.data.corpus import Row
 SAMPLE_RATE = 16_000
 _EPSILON = 1e-5  # of the reference's layer_norm over a waveform in [-1, 1]
 _FULL_SCALE = 32_768
+_MAX_FRAMES = 1 << 28  # 4.7 h: a longer one is a streamed file's or a damaged header's
 _MAX_PEAK = 4.0  # float audio beyond it is not on the [-1, 1] scale
 
 
@@ -26,22 +27,28 @@ def open_sound(row: Row) -> soundfile.SoundFile:
     """Open the audio of a row: a file, a member of an uncompressed tar, or a URL of either.
 
     Raises:
-        AudioError: missing, empty, or not audio that libsndfile reads.
+        AudioError: missing, empty, not audio that libsndfile reads, or without a known length.
         ImportError: with what to install to read such a URL.
     """
     where = row.archive or row.path
     try:
-        if storage.is_remote(where):
-            span = (row.byte_offset, row.byte_size) if row.archive else (None, None)
-            return soundfile.SoundFile(io.BytesIO(storage.read_range(where, *span)))
-        if not row.archive:
-            return soundfile.SoundFile(where)
-        return _open_member(row)
+        sound = _open(row, where)
     except soundfile.LibsndfileError as error:
         reason = _system_reason(where) or error.error_string
         raise AudioError(f"{row.place}: cannot be read: {reason}") from None
     except OSError as error:
         raise AudioError(f"{row.place}: cannot be read: {error.strerror or error}") from None
+    if sound.frames > _MAX_FRAMES:
+        sound.close()
+        raise AudioError(f"{row.place}: its header gives no length (streamed?): encode it anew")
+    return sound
+
+
+def _open(row: Row, where: str) -> soundfile.SoundFile:
+    if storage.is_remote(where):
+        span = (row.byte_offset, row.byte_size) if row.archive else (None, None)
+        return soundfile.SoundFile(io.BytesIO(storage.read_range(where, *span)))
+    return _open_member(row) if row.archive else soundfile.SoundFile(where)
 
 
 def _system_reason(path: str) -> str:
@@ -94,8 +101,8 @@ def decode(sound: soundfile.SoundFile, place: str) -> np.ndarray:
             pcm: np.ndarray = sound.read(dtype="int16")
             return pcm
         wave = sound.read(dtype="float32")
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{place}: damaged: {error.error_string}") from None
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError(f"{place}: damaged: {error}") from None
     # libsndfile does not scale float audio when it is read as int16.
     peak = float(np.abs(wave).max(initial=0.0))
     if not peak <= _MAX_PEAK:  # also where it is NaN

@@ -138,6 +138,7 @@ def open_manifest(path: str | os.PathLike[str]) -> Corpus:
         places = " nor ".join(map(str, homes))
         raise OSError(f"{path}: cannot be compiled: neither {places} is writable")
     try:
+        _log.info("%s: compiling it to %s (about 5 s a million rows)", path, home / name)
         _compile(path, partial)
         return Corpus(path, _publish(partial, home / name))
     finally:
@@ -208,7 +209,7 @@ def _check_unique(path: str, ids: _Texts, hashes: np.ndarray) -> None:
     ordered = np.sort(hashes)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     seen: dict[str, int] = {}
-    for index in np.flatnonzero(np.isin(hashes, repeated)) if repeated.size else ():
+    for index in np.flatnonzero(np.isin(hashes, repeated)).tolist() if repeated.size else ():
         fileid = ids[index]
         if fileid in seen:
             raise ValueError(
@@ -216,4 +217,4 @@ def _check_unique(path: str, ids: _Texts, hashes: np.ndarray) -> None:
                 "both, but an id names one utterance; `python -m spidr_jax.data.manifest write` "
                 "gives each file its own"
             )
-        seen[fileid] = int(index)
+        seen[fileid] = index

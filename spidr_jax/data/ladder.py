@@ -17,7 +17,7 @@ _MAX_LEFT_OUT = 0.001  # share of the audio
 class Histogram(NamedTuple):
     """Utterances and their audio (samples) by level: the longest rung that each fits."""
 
-    count: np.ndarray
+    utterances: np.ndarray
     audio: np.ndarray
 
 
@@ -40,8 +40,8 @@ def histogram(num_samples: np.ndarray, min_samples: int, max_samples: int) -> Hi
 def mix(histograms: Sequence[Histogram], factors: Sequence[float]) -> Histogram:
     """Add histograms up, each times a factor."""
     pairs = list(zip(histograms, factors, strict=True))
-    count = np.sum([each.count * factor for each, factor in pairs], axis=0)
-    return Histogram(count, np.sum([each.audio * factor for each, factor in pairs], axis=0))
+    utterances = np.sum([each.utterances * factor for each, factor in pairs], axis=0)
+    return Histogram(utterances, np.sum([each.audio * factor for each, factor in pairs], axis=0))
 
 
 def place_rungs(lengths: Histogram, num_rungs: int) -> tuple[int, ...]:

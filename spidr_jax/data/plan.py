@@ -273,5 +273,5 @@ def _fingerprint(sources: Sequence[Source], *numbers: object) -> str:
     digest = hashlib.sha256(repr((_LAYOUT, numbers)).encode())
     for source in sources:
         digest.update(source.corpus.fingerprint.encode())
-        digest.update(np.ascontiguousarray(source.corpus.num_samples))
+        digest.update(source.corpus.num_samples.astype("<i8", copy=False).data)
     return digest.hexdigest()[:32]

@@ -67,7 +67,7 @@ def _csv_rows(path: str, file: TextIO) -> _Rows:
     if names:
         names[0] = names[0].removeprefix("\ufeff")
     line = 2
-    while rows := [row for row in itertools.islice(reader, _CHUNK)]:
+    while rows := list[Sequence[str]](itertools.islice(reader, _CHUNK)):
         yield names, line, rows
         line += len(rows)
     if line == 2:
@@ -103,7 +103,7 @@ def _tsv_rows(path: str, file: TextIO) -> _Rows:
             return
         pairs = [text.rstrip("\r\n").split("\t") for text in lines]
         # The reference takes the relative path for the id.
-        rows: list[Sequence[str]] = [[pair[0], *pair] for pair in pairs]
+        rows: list[Sequence[str]] = [(pair[0], *pair) for pair in pairs]
         yield list(REQUIRED), start, rows
 
 

@@ -1,0 +1,205 @@
+"""`manifest write`: the audio files of a folder or an uncompressed tar, from their headers."""
+
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+
+from spidr_jax.data import audio, parallel, tables
+from spidr_jax.data.corpus import Row, open_manifest
+
+EXTENSIONS = (".flac", ".wav", ".ogg", ".mp3")
+_STREAMED = 0xFFFF_FF00  # bytes that a WAV header promises when its writer could not know
+
+
+class Listing(NamedTuple):
+    """Audio files, in the order of their names.
+
+    Attributes:
+        root: absolute folder, or the tar.
+        in_archive: whether `root` is a tar.
+        names: relative paths, or names of members.
+        spans: (offset, size) of each in the tar; empty for a folder.
+        problems: one line for each folder or file that could not be looked at.
+    """
+
+    root: str
+    in_archive: bool
+    names: list[str]
+    spans: list[tuple[int, int]]
+    problems: list[str]
+
+    def row(self, index: int) -> Row:
+        """Give file `index` as a row of unknown length."""
+        name = self.names[index]
+        if self.in_archive:
+            return Row("", name, 0, self.root, *self.spans[index])
+        return Row("", os.path.join(self.root, name), 0)
+
+
+class Summary(NamedTuple):
+    """What a command did: one line, and one for each file with a problem."""
+
+    line: str
+    problems: list[str]
+
+
+def find_audio(source: str, extensions: Sequence[str] = EXTENSIONS) -> Listing:
+    """List the files of a folder (links followed) or an uncompressed tar that end so.
+
+    Raises:
+        FileNotFoundError: where there is no `source`.
+        ValueError: neither folder nor uncompressed tar, or it holds no such file.
+    """
+    endings = tuple(ending.lower() for ending in extensions)
+    root = os.path.abspath(source)
+    if os.path.isdir(root):
+        problems: list[str] = []
+        names = sorted(n for n in _walk(root, problems) if n.lower().endswith(endings))
+        listing = Listing(root, False, names, [], problems)
+    elif os.path.exists(root):
+        members = sorted(m for m in _members(root) if m[0].lower().endswith(endings))
+        spans = [(offset, size) for _, offset, size in members]
+        listing = Listing(root, True, [name for name, _, _ in members], spans, [])
+    else:
+        raise FileNotFoundError(f"{source}: there is no such folder or tar")
+    if not listing.names:
+        raise ValueError(f"{source}: holds no file that ends in {', '.join(endings)}")
+    return listing
+
+
+def _walk(root: str, problems: list[str]) -> Iterator[str]:
+    seen = set()
+
+    def report(error: OSError) -> None:
+        problems.append(f"{error.filename}: cannot be listed: {error.strerror}")
+
+    for folder, inside, files in os.walk(root, onerror=report, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:
+            inside.clear()  # a link back up, or a second one to the same folder
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        prefix = os.path.relpath(folder, root)
+        yield from files if prefix == "." else (os.path.join(prefix, name) for name in files)
+
+
+def _members(path: str) -> Iterator[tuple[str, int, int]]:
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isreg() and not member.issparse():
+                    yield member.name, member.offset_data, member.size
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{path}: neither a folder nor a whole uncompressed tar ({error}); unpack it first"
+        ) from None
+
+
+def unique_ids(names: Sequence[str]) -> list[str]:
+    """Give each file its stem as id, or where stems repeat the shortest path that tells all."""
+    whole = list(names)
+    for ids in (
+        [os.path.splitext(os.path.basename(n))[0] for n in names],
+        [os.path.splitext(n)[0] for n in names],
+    ):
+        if len(set(ids)) == len(ids):
+            return ids
+    return whole
+
+
+def promised_samples(sound: soundfile.SoundFile) -> int:
+    """Say how many samples the header promises, which for a truncated WAV libsndfile corrects."""
+    data = re.search(r"^data : (\d+) \(should be \d+\)", sound.extra_info, re.MULTILINE)
+    if not data or int(data[1]) >= _STREAMED or not sound.frames:
+        return int(sound.frames)
+    corrected = int(re.search(r"should be (\d+)", data[0])[1])  # type: ignore[index]
+    return round(sound.frames * int(data[1]) / corrected)
+
+
+def header_samples(row: Row) -> int:
+    """Read the length of a 16 kHz mono file from its header; of MP3, which has none, by decoding.
+
+    Raises:
+        AudioError: unreadable, truncated, empty, or not 16 kHz mono.
+    """
+    with audio.open_sound(row) as sound:
+        audio.check_format(row.place, sound.samplerate, sound.channels)
+        frames, promised = int(sound.frames), promised_samples(sound)
+        if sound.format == "MP3":
+            frames = promised = len(audio.decode(sound, row.place))
+    if frames < promised:
+        raise audio.AudioError(
+            f"{row.place}: truncated: the header promises {promised} samples, {frames} are there"
+        )
+    if not frames:
+        raise audio.AudioError(f"{row.place}: holds no sample")
+    return frames
+
+
+def write_manifest(
+    source: str, output: str, *, extensions: Sequence[str] = EXTENSIONS, jobs: int = 0
+) -> Summary:
+    """Write the manifest of a folder or tar, reading headers only, and compile it.
+
+    Files that cannot be trained on are left out and listed.
+
+    Args:
+        source: folder or uncompressed tar.
+        output: .csv, .jsonl or (of a folder) fairseq .tsv.
+        extensions: of the files to take, in any case.
+        jobs: threads; 0 for one a core.
+
+    Raises:
+        FileNotFoundError: where there is no `source`.
+        ValueError: a wrong `source` or `output`, or not one usable file.
+    """
+    suffix = os.path.splitext(output)[1]
+    if suffix not in tables.SUFFIXES:
+        raise ValueError(f"{output}: a manifest ends in one of {', '.join(tables.SUFFIXES)}")
+    listing = find_audio(source, extensions)
+    if listing.in_archive and suffix == ".tsv":
+        raise ValueError(f"{output}: a .tsv cannot name members of a tar: write .csv or .jsonl")
+
+    def measure(index: int) -> int | str:
+        try:
+            return header_samples(listing.row(index))
+        except audio.AudioError as error:
+            return str(error)
+
+    count = len(listing.names)
+    samples = np.zeros(count, np.int64)
+    problems = listing.problems
+    for index, result in enumerate(parallel.each(measure, count, jobs=jobs, title="headers")):
+        if isinstance(result, str):
+            problems.append(result)
+        else:
+            samples[index] = result
+    kept = np.flatnonzero(samples).tolist()
+    if not kept:
+        raise ValueError(f"{source}: none of {count} files is usable; {problems[0]}")
+    ids = unique_ids([listing.names[index] for index in kept])
+    names = tables.REQUIRED + (tables.IN_ARCHIVE if listing.in_archive else ())
+    rows = (
+        (fileid, *_place(listing, at, int(samples[at])))
+        for fileid, at in zip(ids, kept, strict=True)
+    )
+    tables.write_table(output, listing.root, names, rows)
+    open_manifest(output)
+    line = (
+        f"{output}: {len(kept)} files, {samples.sum() / audio.SAMPLE_RATE / 3600:.2f} h; "
+        f"{len(problems)} left out"
+    )
+    return Summary(line, problems)
+
+
+def _place(listing: Listing, index: int, samples: int) -> tuple[object, ...]:
+    row = listing.row(index)
+    if listing.in_archive:
+        return row.path, samples, row.archive, row.byte_offset, row.byte_size
+    return row.path, samples
