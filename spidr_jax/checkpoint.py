@@ -1,0 +1,51 @@
+"""Checkpoints of a run: state, data position and config, with Orbax."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import args as ocp_args
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+
+class Checkpoints:
+    """The checkpoints under a run's folder; saving goes on in the background."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        """Open or make `folder`; the last `keep` checkpoints stay."""
+        options = ocp.CheckpointManagerOptions(
+            cleanup_tmp_directories=True,
+            preservation_policy=preservation_policy.LatestN(keep),
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def latest(self) -> int | None:
+        """The newest step saved, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, position: dict[str, Any], config: dict[str, Any]) -> None:
+        """Save the state after `step` finished steps; returns before it is written."""
+        items = ocp_args.Composite(
+            state=ocp_args.StandardSave(state),
+            data=ocp_args.JsonSave(position),
+            config=ocp_args.JsonSave(config),
+        )
+        self._manager.save(step, args=items)
+
+    def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The data position and the config that a checkpoint was saved with."""
+        items = ocp_args.Composite(data=ocp_args.JsonRestore(), config=ocp_args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        return restored["data"], restored["config"]
+
+    def restore(self, step: int, target: Any) -> Any:
+        """The state of a checkpoint, in the structure, types and shardings of `target`."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
+        items = ocp_args.Composite(state=ocp_args.StandardRestore(abstract))
+        return self._manager.restore(step, args=items)["state"]
+
+    def close(self) -> None:
+        """Wait for the last save."""
+        self._manager.wait_until_finished()
+        self._manager.close()

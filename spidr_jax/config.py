@@ -1,0 +1,113 @@
+"""From the flags' ConfigDict to what the step takes, with every value checked."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from spidr_jax.masking import MaskingConfig
+from spidr_jax.model_config import ModelConfig
+from spidr_jax.optim import OptimizerConfig
+from spidr_jax.teacher import TeacherConfig
+from spidr_jax.train_step import StepConfig
+
+PRECISIONS = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+FREE = ("workdir", "steps", "log_every", "evaluation", "checkpoint")  # may change on resume
+Section = TypeVar("Section")
+
+
+def validate(config: ConfigDict) -> None:
+    """Check every value of a config that no other part checks when it takes it.
+
+    Raises:
+        ValueError: with one line that names field, value and what is allowed.
+        FileNotFoundError: the manifest does not exist.
+    """
+    step_config(config)
+    least = {
+        "seed": 0,
+        "steps": 1,
+        "log_every": 1,
+        "freeze_step": 0,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 1,
+        "data.num_rungs": 1,
+        "data.planned_devices": 1,
+        "data.num_threads": 1,
+        "data.min_samples": 0,
+    }
+    for name, bound in least.items():
+        _check(config, name, _get(config, name) >= bound, f"an integer from {bound}")
+    _check(config, "codebook.decay", 0 <= config.codebook.decay < math.inf, "a number from 0")
+    _check(config, "data.max_bad_share", 0 <= config.data.max_bad_share <= 1, "0 to 1")
+    for name in ("data.max_samples", "data.max_batch_samples"):
+        floor = max(config.data.min_samples, 2640)
+        _check(config, name, _get(config, name) >= floor, f"at least {floor} samples")
+    manifest, sources = config.data.manifest, config.data.sources
+    _check(
+        config,
+        "data.manifest",
+        bool(manifest) != bool(sources),
+        "the path of a manifest, or data.sources instead of it",
+    )
+    if manifest and not config.data.embedded_corpus and not Path(manifest).is_file():
+        raise FileNotFoundError(f"config.data.manifest = {manifest!r}: there is no such file")
+
+
+def step_config(config: ConfigDict) -> StepConfig:
+    """What the training step takes of a config.
+
+    Raises:
+        ValueError: with one line that names field, value and what is allowed.
+    """
+    _check(config, "precision", config.precision in PRECISIONS, " or ".join(PRECISIONS))
+    return StepConfig(
+        model=_section(config, "model", ModelConfig),
+        masking=_section(config, "masking", MaskingConfig),
+        optimizer=_section(config, "optimizer", OptimizerConfig),
+        teacher=_section(config, "teacher", TeacherConfig),
+        codebook_decay=config.codebook.decay,
+        freeze_step=config.freeze_step,
+        dtype=PRECISIONS[config.precision],
+    )
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """The resolved config as JSON holds it."""
+    return json.loads(config.to_json())
+
+
+def changes(saved: dict[str, Any], config: dict[str, Any], prefix: str = "") -> list[str]:
+    """The fields that a run may not change on resume and that differ, one text each."""
+    found = []
+    for name in sorted(saved.keys() | config.keys()):
+        old, new = saved.get(name), config.get(name)
+        if name in FREE and not prefix:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += changes(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"config.{prefix}{name} was {old!r} and is {new!r}")
+    return found
+
+
+def _section(config: ConfigDict, name: str, kind: type[Section]) -> Section:
+    try:
+        return kind(**config[name])
+    except ValueError as error:
+        raise ValueError(f"config.{name}.{error}") from None
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def _check(config: ConfigDict, name: str, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"config.{name} = {_get(config, name)!r}: allowed is {allowed}")

@@ -1,0 +1,58 @@
+"""The run's numbers on disk: one JSON object a line in metrics.jsonl."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+class MetricsWriter:
+    """Writes lines, each flushed, no step twice, none beyond the step that a run starts from."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Continue the file after `step` finished steps; a line cut by a crash is dropped."""
+        kept = [line for line in read(path) if line["step"] <= step]
+        rewritten = path.with_suffix(".tmp")
+        rewritten.write_text("".join(_format(line) for line in kept))
+        rewritten.replace(path)
+        self._last = kept[-1] if kept else {"step": -1}
+        self._file = path.open("r+")
+        self._file.seek(0, 2)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write a line after `step` finished steps, or add to the line if the last is of it."""
+        if self._last["step"] == step:
+            values = self._last | values
+            self._file.seek(self._file.tell() - len(_format(self._last)))
+        self._last = {"step": step} | values
+        self._file.write(_format(self._last))
+        self._file.flush()
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether the last line is of `step` and holds a value of that name."""
+        return self._last["step"] == step and name in self._last
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, without one that a crash cut."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if "step" in line:
+            lines.append(line)
+    return lines
+
+
+def _format(line: dict[str, Any]) -> str:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in line.items()
+    }
+    return json.dumps(finite, ensure_ascii=True) + "\n"

@@ -1,0 +1,121 @@
+"""What a run tells its user while it trains, on the terminal and in metrics.jsonl."""
+
+import datetime
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from spidr_jax.data.plan import Plan
+from spidr_jax.eval.quality import UnitsQuality
+from spidr_jax.metrics import MetricsWriter, read
+from spidr_jax.train_step import StepConfig, TrainState
+
+SAMPLE_RATE = 16_000
+
+
+class ProgressLog:
+    """One line per interval; its values are fetched while the next step already runs."""
+
+    def __init__(
+        self, writer: MetricsWriter, start: int, steps: int, layers: Sequence[int]
+    ) -> None:
+        """Begin after `start` finished steps of `steps`; codebooks are those of `layers`."""
+        self._writer, self._steps, self._layers = writer, steps, layers
+        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._skipped = 0
+        self._begin(start)
+
+    def _begin(self, step: int) -> None:
+        self._step, self._time = step, time.perf_counter()
+        self._samples, self._data_wait = 0, 0.0
+
+    def count(self, samples: int, data_wait: float) -> None:
+        """Count a step that has just been dispatched, and write the line that waits for it."""
+        self.flush()
+        self._samples += samples
+        self._data_wait += data_wait
+
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
+        """Log the metrics of a step, as soon as the next one is dispatched or at `flush`."""
+        self._pending = (step, dict(values))
+
+    def flush(self) -> None:
+        """Write the line that waits, if there is one."""
+        if self._pending is None:
+            return
+        (step, pending), self._pending = self._pending, None
+        values = self._flatten(jax.device_get(pending))
+        elapsed = time.perf_counter() - self._time
+        values["audio_seconds_per_second"] = self._samples / SAMPLE_RATE / elapsed
+        values["data_wait"] = self._data_wait
+        self._writer.write(step, values)
+        left = (self._steps - step) * elapsed / max(1, step - self._step)
+        print(_line(step, self._steps, values, left), flush=True)
+        if values["skipped"] > self._skipped:
+            self._skipped = values["skipped"]
+            print(f"warning: {self._skipped} updates skipped so far: loss or gradient not finite")
+        self._begin(step)
+
+    def _flatten(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        flat = {}
+        for name, value in values.items():
+            if not name.endswith("_per_codebook"):
+                flat[name] = value.item() if hasattr(value, "item") else value
+                continue
+            short = name.removesuffix("_per_codebook").removesuffix("_codes")
+            flat |= {f"{short}_{k}": v.item() for k, v in zip(self._layers, value, strict=True)}
+        return flat
+
+
+def _line(step: int, steps: int, values: Mapping[str, Any], left: float) -> str:
+    return (
+        f"step {step:>{len(str(steps))}}/{steps}"
+        f"  loss {values['loss']:.3f}"
+        f"  target_ppl {values['target_ppl']:.1f}"
+        f"  pred_ppl {values['pred_ppl']:.1f}"
+        f"  active {values['active_codes']:.1f}"
+        f"  lr {values['learning_rate']:.1e}"
+        f"  audio {values['audio_seconds_per_second']:,.0f} s/s"
+        f"  left {datetime.timedelta(seconds=round(left))}"
+    )
+
+
+def introduce(folder: Path, plan: Plan, config: StepConfig, state: TrainState) -> None:
+    """Say what is about to train, on what and from where."""
+    student = sum(x.size for x in jax.tree.leaves(state.params))
+    teacher = sum(x.size for x in jax.tree.leaves(state.teacher))
+    model = config.model
+    step = int(state.step)
+    print(
+        f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"{jax.process_count()} process(es), jax {jax.__version__}, {config.dtype.__name__}\n"
+        f"model: {model.model_type}, {student / 1e6:.1f} M parameters, teacher "
+        f"{teacher / 1e6:.1f} M; {model.num_codebooks} codebooks of {model.codebook_size}\n"
+        f"data: {plan.describe()}\n"
+        f"run: {folder}, " + (f"goes on after step {step}" if step else "starts"),
+        flush=True,
+    )
+
+
+def report_quality(step: int, name: str, measured: Mapping[int, UnitsQuality]) -> None:
+    """Say the unit quality of each layer of an evaluation set."""
+    layers = "  ".join(
+        f"layer {layer} {m.pnmi:.3f} ({m.active_codes} codes)" for layer, m in measured.items()
+    )
+    print(f"PNMI of units on {name} after step {step}: {layers}", flush=True)
+
+
+def conclude(folder: Path, step: int, steps: int) -> None:
+    """Say where the run lies, how unit quality moved, and what to do next."""
+    lines = read(folder / "metrics.jsonl")
+    for name in [n for n in lines[0] if "_pnmi_" in n and n in lines[-1]] if lines else []:
+        print(f"{name}: {lines[0][name]:.3f} at step {lines[0]['step']}, {lines[-1][name]:.3f} now")
+    print(
+        f"{'finished' if step == steps else 'stopped'} after step {step} of {steps}\n"
+        f"run: {folder} (metrics.jsonl, config.json, checkpoints/{step})\n"
+        f"next: the same command goes on from here; --config.steps={2 * steps} trains longer",
+        flush=True,
+    )
