@@ -93,18 +93,16 @@ class FeatureProjection(nn.Module):
     """LayerNorm over the channels, then [B, T, C] -> [B, T, D]."""
 
     width: int
-    dropout: float
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         bound = 1 / math.sqrt(x.shape[-1])
         x = layer_norm(self.dtype, "layer_norm")(x)
-        x = nn.Dense(
+        return nn.Dense(
             self.width,
             dtype=self.dtype,
             kernel_init=uniform_init(bound),
             bias_init=uniform_init(bound),
             name="projection",
         )(x)
-        return nn.Dropout(self.dropout)(x, deterministic)

@@ -49,7 +49,7 @@ def build(config: ModelConfig, dtype: Any = jnp.float32) -> Networks:
     """Modules that compute in `dtype`, with float32 parameters, statistics and logits."""
     return Networks(
         FeatureExtractor(config, dtype),
-        FeatureProjection(config.encoder_embed_dim, config.encoder_projection_dropout, dtype),
+        FeatureProjection(config.encoder_embed_dim, dtype),
         Encoder(config, dtype),
         Heads(config.num_codebooks, config.codebook_size, dtype),
     )
@@ -87,7 +87,6 @@ def extract(
     params: Params,
     waveforms: jax.Array,
     lengths: jax.Array | None = None,
-    dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Waveforms [B, S] -> projected features [B, T, D] and the mask of valid frames [B, T].
 
@@ -97,16 +96,34 @@ def extract(
         waveforms: standardised 16 kHz audio, [B, S].
         lengths: valid samples of each utterance, [B]; None if nothing is padded (then the mask
             is None too).
-        dropout_key: for the projection's dropout; None for none.
     """
     x = _apply(nets.feature_extractor, params["feature_extractor"], None, waveforms, lengths)
-    x = _apply(
-        nets.feature_projection, params["feature_projection"], dropout_key, x, dropout_key is None
-    )
+    x = _apply(nets.feature_projection, params["feature_projection"], None, x)
     if lengths is None:
         return x, None
     frames = num_frames(lengths, nets.encoder.config.extractor_conv_layer_config)
     return x, jnp.arange(x.shape[1]) < frames[:, None]
+
+
+def mask_feats(
+    nets: Networks,
+    params: Params,
+    feats: jax.Array,
+    mask: jax.Array,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """What the student reads: features [B, T, D] after the projection's dropout, masked.
+
+    Args:
+        nets: the modules.
+        params: as `init_params` gives them.
+        feats: from `extract`; the teacher reads them as they are.
+        mask: bool [B, T], true at frames that become the mask embedding.
+        dropout_key: None for no dropout.
+    """
+    dropout = nn.Dropout(nets.encoder.config.encoder_projection_dropout)
+    feats = _apply(dropout, {}, dropout_key, feats, dropout_key is None)
+    return jnp.where(mask[..., None], params["mask_embedding"].astype(feats.dtype), feats)
 
 
 def encode(

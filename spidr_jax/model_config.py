@@ -47,7 +47,7 @@ class ModelConfig:
             if field.type is float:
                 self._check(field.name, 0 <= value < 1, "a rate from 0 to below 1")
             elif field.type is int:
-                self._check(field.name, value >= 1, "an integer from 1")
+                self._check(field.name, isinstance(value, int) and value >= 1, "an integer from 1")
         layers = self.extractor_conv_layer_config
         self._check(
             "extractor_conv_layer_config",

@@ -78,7 +78,8 @@ def make_train_step(
     The batch holds `waveforms` [B, S] and, where they are not standardised yet, `mean` and
     `inv_std` [B]; where rows are padded, `lengths` in samples [B]; to give the masked frames
     instead of drawing them, `mask` bool [B, T]. The same key serves every step: the step number
-    is folded in. Metrics are scalars, and [K] under names that end in `_per_codebook`.
+    is folded in. Metrics are scalars, and [K] under names that end in `_per_codebook`; `skipped`
+    counts all updates so far that were not finite.
 
     Args:
         config: what to compute.
@@ -104,7 +105,7 @@ def make_train_step(
         moved = teacher.update(
             state.teacher, params["student"], weight, config.teacher.exclude_layers
         )
-        grad_norm = optax.global_norm(gradient)
+        grad_norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
         new = (params, opt_state, moved, codebooks)
         old = (state.params, state.opt_state, state.teacher, state.codebooks)
@@ -113,9 +114,9 @@ def make_train_step(
             "grad_norm": grad_norm,
             "learning_rate": rate,
             "teacher_decay": 1 - weight,
-            "skipped": 1 - finite.astype(jnp.int32),
+            "skipped": state.skipped + 1 - finite.astype(jnp.int32),
         }
-        return TrainState(state.step + 1, state.skipped + metrics["skipped"], *kept), metrics
+        return TrainState(state.step + 1, metrics["skipped"], *kept), metrics
 
     return train_step
 
@@ -142,14 +143,11 @@ def _forward(
 ) -> tuple[jax.Array, tuple[CodebookState, Metrics]]:
     """The loss, the codebooks after it, and the metrics."""
     nets = model.build(config.model, config.dtype)
-    extract_key, student_key = (
-        (None, None) if dropout_key is None else jax.random.split(dropout_key)
-    )
+    feats_key, student_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
     waveforms, lengths = _standardise(batch), batch.get("lengths")
-    feats, frame_mask = model.extract(nets, params, waveforms, lengths, extract_key)  # [B, T, D]
+    feats, frame_mask = model.extract(nets, params, waveforms, lengths)  # [B, T, D]
     mask = batch["mask"] if "mask" in batch else _draw_mask(config, mask_key, waveforms, lengths)
-    embedding = params["mask_embedding"].astype(feats.dtype)
-    x = jnp.where(mask[..., None], embedding, feats)
+    x = model.mask_feats(nets, params, feats, mask, feats_key)
     outputs = model.encode(nets, params["student"], x, frame_mask, student_key)
     logits = model.predict(nets, params, *outputs)  # [K, B, T, V]
     log_probs = _frames(jax.nn.log_softmax(logits))  # [K, N, V]
