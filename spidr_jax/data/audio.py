@@ -16,6 +16,7 @@ SAMPLE_RATE = 16_000
 _EPSILON = 1e-5  # of the reference's layer_norm over a waveform in [-1, 1]
 _FULL_SCALE = 32_768
 _MAX_FRAMES = 1 << 28  # 4.7 h: a longer one is a streamed file's or a damaged header's
+_SUMMED = 512
 _MAX_PEAK = 4.0  # float audio beyond it is not on the [-1, 1] scale
 
 
@@ -138,14 +139,17 @@ def standardisation(pcm: np.ndarray) -> tuple[np.float32, np.float32]:
     Args:
         pcm: int16 [S], S > 0.
     """
-    # Sums of 1,024 in float32, of those in float64: near the speed of the first, the accuracy of
-    # the second, and no BLAS (whose threads would fight with the decoding ones).
-    whole = len(pcm) // 1024 * 1024
-    total = square = 0.0
-    for part in (pcm[:whole].reshape(-1, 1024), pcm[whole:].reshape(1, -1)):
-        wave = part.astype(np.float32)
-        total += float(wave.sum(axis=1).sum(dtype=np.float64))
+    # Float32 sums of 512 samples (exact, for integers under 2**15), then float64 sums of those:
+    # near the speed of the one, the accuracy of the other, and no BLAS, whose threads would
+    # fight with the decoding ones.
+    whole = len(pcm) // _SUMMED * _SUMMED
+    parts = [pcm[:whole].reshape(-1, _SUMMED), pcm[whole:].reshape(1, -1)]
+    waves = [part.astype(np.float32) for part in parts]
+    mean = sum(float(wave.sum(axis=1).sum(dtype=np.float64)) for wave in waves) / len(pcm)
+    middle = round(mean)
+    square = 0.0
+    for wave in waves:
+        wave -= middle
         square += float(np.einsum("ij,ij->i", wave, wave).sum(dtype=np.float64))
-    mean = total / len(pcm)
-    variance = max(square / len(pcm) - mean * mean, 0.0)
+    variance = square / len(pcm) - (mean - middle) ** 2
     return np.float32(mean), np.float32(1.0 / np.sqrt(variance + _EPSILON * _FULL_SCALE**2))

@@ -44,23 +44,34 @@ def mix(histograms: Sequence[Histogram], factors: Sequence[float]) -> Histogram:
     return Histogram(utterances, np.sum([each.audio * factor for each, factor in pairs], axis=0))
 
 
-def place_rungs(lengths: Histogram, num_rungs: int) -> tuple[int, ...]:
+def count_by_rung(lengths: Histogram, rungs: Sequence[int]) -> list[int]:
+    """Count the utterances whose longest rung each is."""
+    below = np.concatenate([[0.0], np.cumsum(lengths.utterances)])
+    levels = [*((rung - _EXTRA) // _STEP for rung in rungs), -1]
+    return [round(count) for count in np.diff(below[levels])]
+
+
+def place_rungs(lengths: Histogram, num_rungs: int, shortest: int = 0) -> tuple[int, ...]:
     """Place at most `num_rungs` rungs so that cropping to the next one below loses least audio.
 
     Rungs are 320 T + 80 samples, T a multiple of 8. The shortest is set first: as long as it can
     be with at most 0.1 % of the audio in shorter utterances, so that a few outliers do not cost
-    a rung. The others are placed by dynamic programming over the histogram.
+    a rung, and at least `shortest`. The others are placed by dynamic programming over the
+    histogram.
 
     Returns:
-        The rungs in samples, rising.
+        The rungs in samples, rising; none where no utterance is as long as `shortest`.
     """
-    return tuple(_STEP * level + _EXTRA for level in _best_levels(*lengths, num_rungs))
+    first = -(-(shortest - _EXTRA) // _STEP)
+    return tuple(_STEP * level + _EXTRA for level in _best_levels(*lengths, num_rungs, first))
 
 
-def _best_levels(count: np.ndarray, audio: np.ndarray, num_rungs: int) -> list[int]:
+def _best_levels(count: np.ndarray, audio: np.ndarray, num_rungs: int, least: int) -> list[int]:
     below = np.concatenate([[0.0], np.cumsum(audio)])  # audio under each level
-    first = int(np.searchsorted(below, _MAX_LEFT_OUT * below[-1], side="right")) - 1
-    last = int(np.flatnonzero(count)[-1])
+    outliers = int(np.searchsorted(below, _MAX_LEFT_OUT * below[-1], side="right")) - 1
+    first, last = max(outliers, least), int(np.flatnonzero(count)[-1])
+    if first > last:
+        return []
     levels = np.arange(first, last + 2)
     counts = np.concatenate([[0.0], np.cumsum(count)])[levels]
     # lost[i, j]: audio lost where level i is a rung and j the next one

@@ -197,7 +197,7 @@ def make_plan(
     histograms = [ladder.histogram(each, min_samples, longest) for each in lengths]
     shares, passes = _mix(sources, [float(each.audio.sum()) for each in histograms])
     mixed = ladder.mix(histograms, passes)
-    rungs = ladder.place_rungs(mixed, num_rungs)
+    rungs = _place_rungs(mixed, num_rungs, max_batch_samples, planned_devices)
     rows = [planned_devices * (max_batch_samples // rung) for rung in rungs]
     starts = np.cumsum([0, *map(len, lengths)])
     streams = [
@@ -214,13 +214,6 @@ def make_plan(
     ]
     draws = [[stream.draws for stream in each] for each in streams]
     batches, dropped = epochs.count_batches([sum(each) for each in zip(*draws, strict=True)], rows)
-    if not sum(batches):
-        raise ValueError(
-            f"{dropped} utterances ({mixed.audio.sum() / 57_600_000:.3g} h) fill no batch: one of "
-            f"the shortest length, {rungs[0]} samples, needs {rows[0]} rows (data.planned_devices "
-            f"{planned_devices} x data.max_batch_samples {max_batch_samples} // {rungs[0]}); "
-            "lower one of the two, or add audio"
-        )
     used = sum(int(np.prod(each)) for each in zip(rungs, rows, batches, strict=True))
     plan = Plan(
         rungs=rungs,
@@ -248,6 +241,28 @@ def make_plan(
     return plan
 
 
+def _place_rungs(
+    lengths: ladder.Histogram, num_rungs: int, max_batch_samples: int, planned_devices: int
+) -> tuple[int, ...]:
+    """Place the rungs so that the shortest, where everything over gathers, fills a batch.
+
+    Utterances of a rung that fills none would be in no batch: the ladder had better not have it.
+    """
+    rungs = ladder.place_rungs(lengths, num_rungs)
+    while rungs:
+        rows = [planned_devices * (max_batch_samples // rung) for rung in rungs]
+        if epochs.count_batches(ladder.count_by_rung(lengths, rungs), rows)[0][0]:
+            return rungs
+        tried, needed = rungs[0], rows[0]
+        rungs = ladder.place_rungs(lengths, num_rungs, tried + 1)
+    raise ValueError(
+        f"{lengths.utterances.sum():.0f} utterances ({lengths.audio.sum() / 57_600_000:.3g} h) "
+        f"fill no batch: even one of {tried} samples needs {needed} rows (data.planned_devices "
+        f"{planned_devices} x data.max_batch_samples {max_batch_samples} // {tried}); lower one of "
+        "the two, or add audio"
+    )
+
+
 def _mix(sources: Sequence[Source], audio: list[float]) -> tuple[list[float], list[float]]:
     """Give each source's share of the audio, and its passes in an epoch as long as all of them."""
     total = sum(source.weight for source in sources)
@@ -273,5 +288,5 @@ def _fingerprint(sources: Sequence[Source], *numbers: object) -> str:
     digest = hashlib.sha256(repr((_LAYOUT, numbers)).encode())
     for source in sources:
         digest.update(source.corpus.fingerprint.encode())
-        digest.update(source.corpus.num_samples.astype("<i8", copy=False).data)
+        digest.update(np.ascontiguousarray(source.corpus.num_samples, "<i8").data)
     return digest.hexdigest()[:32]

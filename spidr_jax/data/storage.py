@@ -44,7 +44,13 @@ def read_range(url: str, start: int | None = None, size: int | None = None) -> b
         OSError: whatever the file system reports.
     """
     end = None if start is None or size is None else start + size
-    data: bytes = _filesystem(url).cat_file(url, start=start, end=end)
+    files = _filesystem(url)
+    try:
+        data: bytes = files.cat_file(url, start=start, end=end)
+    except OSError:
+        raise
+    except Exception as error:  # each file system has its own classes
+        raise OSError(f"{type(error).__name__}: {error}") from error
     return data
 
 
