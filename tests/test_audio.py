@@ -83,17 +83,18 @@ def test_a_longer_file_than_the_manifest_says_is_read_whole(tmp_path):
     assert len(audio.read_pcm(row_of(path, 8000))) == 9000
 
 
-@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3", ".WAV"])
 def test_members_of_a_tar_are_the_files(tmp_path, suffix):
-    sounds = {f"{name}{suffix}": hiss(i, 7000 + 100 * i) for i, name in enumerate("abc")}
-    for name, pcm in sounds.items():
-        save(tmp_path / "in" / name, pcm)
+    names = [f"{name}{suffix}" for name in "abc"]
+    for number, name in enumerate(names):
+        save(tmp_path / "in" / name, hiss(number, 7000 + 100 * number))
     tar = pack(tmp_path / "in", tmp_path / "all.tar")
     write_manifest(tar, str(tmp_path / "m.csv"))
     corpus = open_manifest(tmp_path / "m.csv")
-    assert [row.path for row in corpus] == sorted(sounds)
+    assert [row.path for row in corpus] == names
     for row in corpus:
-        np.testing.assert_array_equal(audio.read_pcm(row), sounds[row.path])
+        loose = audio.read_pcm(row_of(tmp_path / "in" / row.path, row.num_samples))
+        np.testing.assert_array_equal(audio.read_pcm(row), loose)
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])

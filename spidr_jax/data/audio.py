@@ -16,6 +16,7 @@ SAMPLE_RATE = 16_000
 _EPSILON = 1e-5  # of the reference's layer_norm over a waveform in [-1, 1]
 _FULL_SCALE = 32_768
 _MAX_FRAMES = 1 << 28  # 4.7 h: a longer one is a streamed file's or a damaged header's
+_EMBEDDABLE = (".wav", ".flac")  # libsndfile reads them from the middle of a file
 _SUMMED = 512
 _MAX_PEAK = 4.0  # float audio beyond it is not on the [-1, 1] scale
 
@@ -62,8 +63,12 @@ def _system_reason(path: str) -> str:
 
 
 def _open_member(row: Row) -> soundfile.SoundFile:
+    if not row.path.lower().endswith(_EMBEDDABLE):
+        with open(row.archive, "rb") as archive:
+            archive.seek(row.byte_offset)
+            return soundfile.SoundFile(io.BytesIO(archive.read(row.byte_size)))
     # A descriptor at the member's offset is read by libsndfile itself; a file object in Python
-    # would be called back, under the interpreter lock, for every few kilobytes.
+    # is called back, under the interpreter lock, for every few kilobytes.
     descriptor = os.open(row.archive, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
         os.lseek(descriptor, row.byte_offset, os.SEEK_SET)
