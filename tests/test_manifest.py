@@ -400,6 +400,7 @@ def broken_folder(tmp_path):
         (empty_folder, "m.csv", r"holds no file that ends in \.flac, \.wav, \.ogg, \.mp3"),
         (broken_folder, "m.csv", "none of 1 files is usable; .*a.flac: cannot be read"),
         (lambda folder: folder / "gone", "m.csv", "no such folder or tar"),
+        (lambda folder: "gs://bucket/in", "m.csv", "a URL; only a folder or tar on this machine"),
         (empty_folder, "m.txt", r"ends in one of \.csv, \.jsonl, \.tsv"),
     ],
 )
@@ -445,8 +446,8 @@ def test_check_names_every_kind_of_fault(tmp_path, capsys):
         rows.append((kind, save(tmp_path / f"{kind}.wav", pcm).name, len(pcm)))
     rows.append(("longer", save(tmp_path / "longer.wav", hiss(4, 9001)).name, 9000))
     report = check_manifest(write_csv(manifest, rows))
-    assert len(report.bad) == len(BROKEN) + 1
-    assert len(report.odd) == len(odd)
+    assert len(report.bad) == len(BROKEN)
+    assert len(report.odd) == len(odd) + 1
     text = "\n".join(report.bad + report.odd)
     for kind in (*BROKEN, *odd, "longer"):
         assert f"/{kind}." in text
@@ -460,10 +461,10 @@ def test_check_names_every_kind_of_fault(tmp_path, capsys):
         "short.wav: too short: 1500 samples of at least 2000",
     ):
         assert part in text
-    for count in ("1 truncated", "1 of another length", "1 silent", "1 clipped", "1 too short"):
+    for count in ("1 truncated", "1 longer than said", "1 silent", "1 clipped", "1 too short"):
         assert count in report.lines[-1]
     assert run("check", manifest) == 1
-    assert "11 bad, 3 odd" in capsys.readouterr().out
+    assert "10 bad, 4 odd" in capsys.readouterr().out
 
 
 def test_check_of_a_malformed_manifest_is_one_line(tmp_path, capsys):

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ import numpy as np
 from spidr_jax.data import storage, tables
 
 _LAYOUT = 1
+_ABANDONED = 24 * 3600  # seconds after which an unfinished one is a killed process's
 _log = logging.getLogger(__name__)
 
 
@@ -161,7 +163,8 @@ def _publish(partial: Path, target: Path) -> Path:
             raise
         return target  # another process was first
     for old in target.parent.glob(f"{target.name.rsplit('-', 1)[0]}-*"):
-        if old.name != target.name and ".partial-" not in old.name:
+        in_work = ".partial-" in old.name and time.time() - old.stat().st_mtime < _ABANDONED
+        if old.name != target.name and not in_work:
             shutil.rmtree(old, ignore_errors=True)
     return target
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from spidr_jax.data import audio, parallel, tables
+from spidr_jax.data import audio, parallel, storage, tables
 from spidr_jax.data.corpus import Row, open_manifest
 
 EXTENSIONS = (".flac", ".wav", ".ogg", ".mp3")
@@ -55,6 +55,8 @@ def find_audio(source: str, extensions: Sequence[str] = EXTENSIONS) -> Listing:
         FileNotFoundError: where there is no `source`.
         ValueError: neither folder nor uncompressed tar, or it holds no such file.
     """
+    if storage.is_remote(source):
+        raise ValueError(f"{source}: a URL; only a folder or tar on this machine can be listed")
     endings = tuple(ending.lower() for ending in extensions)
     root = os.path.abspath(source)
     if os.path.isdir(root):
