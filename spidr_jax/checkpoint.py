@@ -1,5 +1,8 @@
 """Checkpoints of a run: state, data position and config, with Orbax."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,24 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, position: dict[str, Any], config: dict[str, Any]) -> None:
-        """Save the state after `step` finished steps; returns before it is written."""
+        """Save the state after `step` finished steps; returns before it is written.
+
+        Raises:
+            OSError: there is no room for it, or the last save failed in the background.
+        """
+        needed, free = _num_bytes(state), shutil.disk_usage(self._manager.directory).free
+        if needed > free:
+            raise OSError(
+                f"no room for checkpoint {step} in {self._manager.directory}: "
+                f"{needed >> 20} MiB needed, {free >> 20} MiB free"
+            )
         items = ocp_args.Composite(
             state=ocp_args.StandardSave(state),
             data=ocp_args.JsonSave(position),
             config=ocp_args.JsonSave(config),
         )
-        self._manager.save(step, args=items)
+        with _as_os_error(f"checkpoint {step}, or the one before it, was not written"):
+            self._manager.save(step, args=items)
 
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The data position and the config that a checkpoint was saved with."""
@@ -45,7 +59,30 @@ class Checkpoints:
         items = ocp_args.Composite(state=ocp_args.StandardRestore(abstract))
         return self._manager.restore(step, args=items)["state"]
 
+    def wait(self) -> None:
+        """Wait for the last save.
+
+        Raises:
+            OSError: it failed.
+        """
+        with _as_os_error("the last checkpoint was not written"):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
     def close(self) -> None:
-        """Wait for the last save."""
-        self._manager.wait_until_finished()
+        """Stop the background threads."""
         self._manager.close()
+
+
+def _num_bytes(state: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(state))
+
+
+@contextmanager
+def _as_os_error(what: str) -> Iterator[None]:
+    """Orbax passes on whatever its background threads met: say it in one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
+        raise OSError(f"{what}: {reason}") from error

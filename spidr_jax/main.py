@@ -31,11 +31,27 @@ def main(argv: Sequence[str]) -> int:
         if config.data.embedded_corpus:
             make_corpus(config.data.embedded_corpus)
         run = train.open_run(config)
+        state = train.build_state(run)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
-    return train.train(run)
+    try:
+        return train.train(run, state)
+    except OSError as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parse the flags; what is wrong with one ends in one line.
+
+    absl itself does so only for values, not for a config file or field that does not exist.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
+        text = " ".join(str(error.args[-1] if error.args else error).split())
+        sys.exit(f"error: flags: {text}")
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -101,12 +101,14 @@ def build_state(run: Run) -> TrainState:
     return run.checkpoints.restore(step, placed)
 
 
-def train(run: Run) -> int:
-    """Train from where the run stands to `config.steps`; gives the process's exit status.
+def train(run: Run, state: TrainState) -> int:
+    """Train from `state` to `config.steps`; gives the process's exit status.
 
     SIGINT (status 130) and SIGTERM (0) end the run after the step in progress, with a checkpoint.
+
+    Raises:
+        OSError: the end of the run could not be saved; the message names the newest checkpoint.
     """
-    state = build_state(run)
     start, steps = int(state.step), run.config.steps
     (run.folder / "config.json").write_text(run.config.to_json(indent=2) + "\n")
     writer = MetricsWriter(run.folder / "metrics.jsonl", start)
@@ -117,7 +119,11 @@ def train(run: Run) -> int:
             log = ProgressLog(writer, start, steps, run.step_config.model.codebook_layers)
             state = _loop(run, state, log, stop)
             _evaluate(run, state, writer)
+        run.checkpoints.wait()
+        saved = run.checkpoints.latest()
     progress.conclude(run.folder, int(state.step), steps)
+    if saved != int(state.step):
+        raise OSError(f"the end of the run is not saved: the newest checkpoint is {saved}")
     return 130 if stop.signal == signal.SIGINT else 0
 
 
@@ -168,8 +174,12 @@ def _freeze(run: Run, state: TrainState) -> TrainState:
 
 
 def _save(run: Run, state: TrainState, step: int) -> None:
+    """Save in the background; a full disk is no reason to stop, as there may be room later."""
     position = {"step": step, "plan": run.plan.fingerprint}
-    run.checkpoints.save(step, state, position, config_lib.to_dict(run.config))
+    try:
+        run.checkpoints.save(step, state, position, config_lib.to_dict(run.config))
+    except OSError as error:
+        print(f"warning: {error}", flush=True)
 
 
 def _evaluate(run: Run, state: TrainState, writer: MetricsWriter) -> None:

@@ -1,0 +1,62 @@
+"""A tiny corpus and the config of a tiny run on it."""
+
+import csv
+import runpy
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from ml_collections import ConfigDict
+
+REPOSITORY = Path(__file__).parent.parent
+SMOKE = REPOSITORY / "configs" / "smoke.py"
+
+
+def write_corpus(folder: Path, utterances: int = 14, seconds: float = 0.9) -> Path:
+    """Write WAV files of tones in noise and their manifest; give the manifest's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["fileid", "path", "num_samples"])
+        for i in range(utterances):
+            samples = int(16_000 * seconds) + 700 * i
+            tone = np.sin(np.arange(samples) * random.uniform(0.05, 0.4))
+            audio = 0.2 * tone + 0.1 * random.standard_normal(samples)
+            soundfile.write(folder / f"u{i:02d}.wav", audio, 16_000, subtype="PCM_16")
+            table.writerow([f"u{i:02d}", f"u{i:02d}.wav", samples])
+    return folder / "manifest.csv"
+
+
+def config(manifest: Path, workdir: Path) -> ConfigDict:
+    """The smoke recipe, smaller in every way: seconds to compile, milliseconds a step."""
+    made = runpy.run_path(str(SMOKE))["get_config"]()
+    made.update(
+        workdir=str(workdir), steps=6, log_every=2, freeze_step=1000, evaluation="", seed=3
+    )
+    made.model.update(
+        extractor_conv_layer_config=((16, 10, 5), *[(16, 3, 2)] * 4, *[(16, 2, 2)] * 2),
+        encoder_embed_dim=32,
+        encoder_num_layers=2,
+        encoder_num_heads=2,
+        encoder_pos_conv_depth=2,
+        encoder_ff_interm_features=48,
+        codebook_size=8,
+        num_codebooks=2,
+    )
+    made.data.update(
+        embedded_corpus="", manifest=str(manifest), num_rungs=1, max_batch_samples=64_000
+    )
+    made.checkpoint.every = 3
+    return made
+
+
+def flags(config: ConfigDict) -> list[str]:
+    """The command line of the smoke config with the values of this one."""
+    line = [f"--config={SMOKE}"]
+    for name, value in config.items():
+        fields = value.items() if isinstance(value, ConfigDict) else [(None, value)]
+        for field, leaf in fields:
+            if leaf is not None:
+                line.append(f"--config.{name}{'.' + field if field else ''}={leaf}")
+    return line
