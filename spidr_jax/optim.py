@@ -81,8 +81,9 @@ def learning_rate(config: OptimizerConfig, step: jax.Array) -> jax.Array:
         progress = jnp.clip((after - config.hold_steps) / config.decay_steps, 0, 1)
         scale = jnp.exp(math.log(final) * progress)
     elif config.scheduler == "cosine":
-        progress = jnp.minimum(after / (config.max_steps - warmup), 1)
-        scale = final + (1 - final) * (1 + jnp.cos(jnp.pi * progress)) / 2
+        left = jnp.maximum((config.max_steps - step) / (config.max_steps - warmup), 0)
+        # the square is (1 + cos(pi (1 - left))) / 2, which in float32 is inexact near the end
+        scale = final + (1 - final) * jnp.square(jnp.sin(jnp.pi / 2 * left))
     elif config.scheduler == "rsqrt":
         peak = 1 / math.sqrt(1 + config.rsqrt_shift / config.rsqrt_timescale)
         decayed = jnp.maximum(after - config.hold_steps, 0) + config.rsqrt_shift
