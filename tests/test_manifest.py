@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +270,17 @@ def test_a_manifest_behind_a_url_is_read(cache):
     assert len(list(cache.iterdir())) == 1
     with pytest.raises(FileNotFoundError, match=r"memory://bucket/n\.csv"):
         open_manifest("memory://bucket/n.csv")
+
+
+@pytest.mark.slow
+def test_a_million_rows_open_in_milliseconds(tmp_path):
+    rows = ((f"id{i}", f"/corpus/{i % 1000}/{i}.flac", i) for i in range(1_000_000))
+    path = write_csv(tmp_path / "m.csv", rows)
+    open_manifest(path)
+    start = time.perf_counter()
+    row = open_manifest(path).row(999_999)
+    assert time.perf_counter() - start < 0.1
+    assert row == Row("id999999", "/corpus/999/999999.flac", 999_999)
 
 
 # ---- write
