@@ -169,42 +169,51 @@ def _publish(partial: Path, target: Path) -> Path:
     return target
 
 
+class _Columns:
+    """The raw files of a manifest's columns, written chunk by chunk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.names: list[str] = []
+        self.hashes = array.array("q")  # of the file ids
+        self.digest = hashlib.sha256()
+        self._folder = folder
+        self._ends: dict[str, int] = {}
+
+    def append(self, chunk: tables.Chunk) -> None:
+        self.names = list(chunk.columns)
+        for name, values in chunk.columns.items():
+            if isinstance(values, np.ndarray):
+                self._write(f"{name}.i64", values.astype("<i8").tobytes())
+                continue
+            encoded = [value.encode() for value in values]
+            lengths = np.array([len(value) for value in encoded], "<i8")
+            ends = self._ends.get(name, 0) + np.cumsum(lengths)
+            self._ends[name] = int(ends[-1])
+            self._write(f"{name}.utf8", b"".join(encoded))
+            self._write(f"{name}.ends", ends.tobytes())
+            if name == "fileid":
+                self.hashes.extend(map(hash, values))
+                self.digest.update("\n".join(values).encode())
+        self.digest.update(np.asarray(chunk.columns["num_samples"], "<i8").tobytes())
+
+    def _write(self, name: str, content: bytes) -> None:
+        with open(self._folder / name, "ab") as file:
+            file.write(content)
+
+
 def _compile(path: str, folder: Path) -> None:
     table = tables.read_table(path)
-    names: list[str] = []
-    ends: dict[str, int] = {}
-    hashes = array.array("q")
-    digest = hashlib.sha256()
-    files = {}
-    try:
-        for chunk in table.chunks:
-            if not names:
-                names = list(chunk.columns)
-                ends = {name: 0 for name in names if name not in tables.NUMBERS}
-                for name in names:
-                    for ending in ("utf8", "ends") if name in ends else ("i64",):
-                        files[name, ending] = open(folder / f"{name}.{ending}", "wb")  # noqa: SIM115
-            for name in names:
-                values = chunk.columns[name]
-                if isinstance(values, np.ndarray):
-                    files[name, "i64"].write(values.astype("<i8").tobytes())
-                    continue
-                encoded = [value.encode() for value in values]
-                stops = ends[name] + np.cumsum([len(value) for value in encoded], dtype="<i8")
-                files[name, "utf8"].write(b"".join(encoded))
-                files[name, "ends"].write(stops.tobytes())
-                ends[name] = int(stops[-1])
-            ids = chunk.columns["fileid"]
-            hashes.extend(map(hash, ids))
-            digest.update("\n".join(ids).encode())
-            digest.update(chunk.columns["num_samples"].tobytes())  # type: ignore[union-attr]
-    finally:
-        for file in files.values():
-            file.close()
-    if not names:
+    columns = _Columns(folder)
+    for chunk in table.chunks:
+        columns.append(chunk)
+    if not columns.names:
         raise ValueError(f"{path}: holds no utterance; write it anew from the folder of audio")
-    _check_unique(path, _Texts(folder, "fileid"), np.frombuffer(hashes, np.int64))
-    meta = {"root": table.root, "columns": names, "fingerprint": digest.hexdigest()}
+    _check_unique(path, _Texts(folder, "fileid"), np.frombuffer(columns.hashes, np.int64))
+    meta = {
+        "root": table.root,
+        "columns": columns.names,
+        "fingerprint": columns.digest.hexdigest(),
+    }
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
