@@ -184,15 +184,11 @@ def make_plan(
         ValueError: an argument out of range, or too little audio for one batch, with the numbers.
     """
     longest = min(max_samples, max_batch_samples)
-    for name, value, least, most in (
-        ("num_rungs", num_rungs, 1, 255),
-        ("planned_devices", planned_devices, 1, 2**20),
-        ("max_samples", max_samples, ladder.SHORTEST, 2**40),
-        ("max_batch_samples", max_batch_samples, ladder.SHORTEST, 2**40),
-        ("min_samples", min_samples, 0, longest),
-    ):
-        if not least <= value <= most:
-            raise ValueError(f"data.{name}: {value} is not within {least} .. {most}")
+    _check_range("num_rungs", num_rungs, 1, 255)
+    _check_range("planned_devices", planned_devices, 1, 2**20)
+    _check_range("max_samples", max_samples, ladder.SHORTEST, 2**40)
+    _check_range("max_batch_samples", max_batch_samples, ladder.SHORTEST, 2**40)
+    _check_range("min_samples", min_samples, 0, longest)
     lengths = [source.corpus.num_samples for source in sources]
     histograms = [ladder.histogram(each, min_samples, longest) for each in lengths]
     shares, passes = _mix(sources, [float(each.audio.sum()) for each in histograms])
@@ -239,6 +235,11 @@ def make_plan(
             max_batch_samples,
         )
     return plan
+
+
+def _check_range(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"data.{name}: {value} is not within {least} .. {most}")
 
 
 def _place_rungs(
