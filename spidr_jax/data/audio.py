@@ -72,10 +72,10 @@ def _open_member(row: Row) -> soundfile.SoundFile:
     descriptor = os.open(row.archive, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
         os.lseek(descriptor, row.byte_offset, os.SEEK_SET)
-        sound = soundfile.SoundFile(descriptor, closefd=True)
-    except BaseException:
+    except OSError:
         os.close(descriptor)
         raise
+    sound = soundfile.SoundFile(descriptor, closefd=True)  # closes it also where it fails
     width = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}.get(sound.subtype, 0)
     if sound.format != "FLAC" and sound.frames * sound.channels * width > row.byte_size:
         sound.close()  # it would be read on into the next member
