@@ -182,6 +182,7 @@ def test_a_manifest_is_compiled_once_and_again_when_it_changes(tmp_path, monkeyp
     path = write_csv(tmp_path / "m.csv", [("a", "a.wav", 5)])
     first = open_manifest(path)
     names = compiled(tmp_path)
+    assert (tmp_path / names[0]).stat().st_mode & 0o055 == 0o055  # others may read it too
     with monkeypatch.context() as patch:
         patch.setattr(corpus_module, "_compile", None)
         assert list(open_manifest(path)) == list(first)

@@ -168,6 +168,26 @@ def test_closing_ends_the_threads(data):
         next(batches)
 
 
+def test_closing_does_not_wait_for_the_batches_in_work(data, monkeypatch):
+    read, begun = pipeline.audio.read_pcm, threading.Event()
+
+    def read_slowly(row):
+        begun.set()
+        time.sleep(0.2)
+        return read(row)
+
+    monkeypatch.setattr(pipeline.audio, "read_pcm", read_slowly)
+    before = set(threading.enumerate())
+    batches = pipeline.batches(data.sources, data.plan, num_threads=1)
+    assert begun.wait(20)
+    start = time.monotonic()
+    batches.close()
+    while [t for t in threading.enumerate() if t not in before and "next-" not in t.name]:
+        time.sleep(0.01)
+    assert len(data.plan.batch(0).rows) * 0.2 > 1.5
+    assert time.monotonic() - start < 1.5
+
+
 def test_rows_that_processes_cannot_share_are_refused(data):
     with pytest.raises(ValueError, match=r"cannot be shared by 5 processes: data.planned_devices"):
         pipeline.batches(data.sources, data.plan, process_count=5)
@@ -196,6 +216,24 @@ def test_broken_files_are_replaced_counted_and_logged_once(broken, caplog):
     worst, times = counts.worst_files(1)[0]
     assert any(kind in worst for kind in BROKEN)
     assert times > 1
+
+
+def test_stand_ins_are_cropped_where_the_plan_says(tmp_path):
+    manifest, sounds = make_corpus(tmp_path, 60, shortest=20_000)
+    (tmp_path / "u7.flac").write_bytes(b"")
+    sources = open_sources(manifest, None)
+    plan = make_plan(sources, **PLAN)
+    found = 0
+    with pipeline.batches(sources, plan, stop=2 * plan.batches_per_epoch) as batches:
+        for step, batch in enumerate(batches):
+            rows, size = plan.batch(step).rows, batch["waveforms"].shape[1]
+            for place in np.flatnonzero(rows == 7):
+                other = plan.stand_in(step, 7, size, 0)
+                offset = plan.crop(step, np.array([other]), size)[0]
+                crop = sounds[f"u{other}"][offset : offset + size]
+                np.testing.assert_array_equal(batch["waveforms"][place], crop)
+                found += offset > 0
+    assert found
 
 
 def test_stand_ins_are_the_same_every_time(broken):
