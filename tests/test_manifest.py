@@ -16,6 +16,7 @@ from audio_files import BROKEN, RATE, hiss, make_corpus, pack, save, tone, write
 
 from spidr_jax.data import corpus as corpus_module
 from spidr_jax.data import manifest as manifest_module
+from spidr_jax.data import parallel
 from spidr_jax.data.audio import read_pcm
 from spidr_jax.data.check import check_manifest
 from spidr_jax.data.corpus import Row, open_manifest
@@ -113,7 +114,7 @@ def test_windows_line_ends_and_other_columns_do_no_harm(tmp_path):
         ("m.csv", "fileid,path,num_samples\na,b,-1\n", "line 2, column num_samples: '-1'"),
         ("m.csv", "fileid,path,num_samples\na,b,\n", "line 2, column num_samples: ''"),
         ("m.csv", "fileid,path,num_samples\na,b,9" + "9" * 19 + "\n", "line 2, column num_samples"),
-        ("m.csv", "fileid,path,num_samples\na,,1\n", "line 2, column path: empty"),
+        ("m.csv", "fileid,path,num_samples\na,b,1\nc,,1\n", "line 3, column path: empty"),
         ("m.csv", "fileid,path,num_samples\na,b,1\nc,d\n", "line 3: 2 fields where 3 are due"),
         (
             "m.csv",
@@ -348,6 +349,14 @@ def test_write_lists_and_leaves_out_what_cannot_be_trained_on(tmp_path, capsys):
     assert ids == {"u0", "u1", "u2", "truncated_flac", "bit_flipped_flac", "nan", "unscaled"}
 
 
+def test_results_keep_the_order_of_the_files_however_many_there_are():
+    def slow_first(index):
+        time.sleep(0.001 * (index % 3 == 0))
+        return index
+
+    assert list(parallel.each(slow_first, 500, jobs=3, title="test")) == list(range(500))
+
+
 def test_file_ids_are_stems_where_they_tell_files_apart():
     assert unique_ids(["x/a.wav", "y/b.wav"]) == ["a", "b"]
     assert unique_ids(["x/a.wav", "y/a.wav"]) == ["x/a", "y/a"]
@@ -458,8 +467,9 @@ def test_check_names_every_kind_of_fault(tmp_path, capsys):
     for kind, pcm in odd.items():
         rows.append((kind, save(tmp_path / f"{kind}.wav", pcm).name, len(pcm)))
     rows.append(("longer", save(tmp_path / "longer.wav", hiss(4, 9001)).name, 9000))
+    rows.append(("shorter", save(tmp_path / "shorter.flac", hiss(4, 8999)).name, 9000))
     report = check_manifest(write_csv(manifest, rows))
-    assert len(report.bad) == len(BROKEN)
+    assert len(report.bad) == len(BROKEN) + 1
     assert len(report.odd) == len(odd) + 1
     text = "\n".join(report.bad + report.odd)
     for kind in (*BROKEN, *odd, "longer"):
@@ -467,6 +477,7 @@ def test_check_names_every_kind_of_fault(tmp_path, capsys):
     for part in (
         "truncated_wav.wav: 4489 samples in it, 9000 by its header, 9000 by the manifest",
         "longer.wav: 9001 samples in it, 9001 by its header, 9000 by the manifest",
+        "shorter.flac: 8999 samples in it, 8999 by its header, 9000 by the manifest",
         "8000 Hz with 1 channel",
         "16000 Hz with 2 channel",
         "silence.wav: silent: peak 0",
@@ -474,10 +485,10 @@ def test_check_names_every_kind_of_fault(tmp_path, capsys):
         "short.wav: too short: 1500 samples of at least 2000",
     ):
         assert part in text
-    for count in ("1 truncated", "1 longer than said", "1 silent", "1 clipped", "1 too short"):
+    for count in ("2 truncated", "1 longer than said", "1 silent", "1 clipped", "1 too short"):
         assert count in report.lines[-1]
     assert run("check", manifest) == 1
-    assert "10 bad, 4 odd" in capsys.readouterr().out
+    assert "11 bad, 4 odd" in capsys.readouterr().out
 
 
 def test_check_of_a_malformed_manifest_is_one_line(tmp_path, capsys):
