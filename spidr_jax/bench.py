@@ -115,6 +115,7 @@ def bench_data(
         FileNotFoundError, ValueError: as the manifest and the plan raise them.
     """
     sources = open_sources(manifest, None)
+    pipeline.probe(sources[0])
     rates = []
     if reference:  # first: its workers are forked, which threads of ours would not survive
         with tempfile.TemporaryDirectory() as folder:

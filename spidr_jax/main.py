@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from spidr_jax import config as config_lib
 from spidr_jax import train
+from spidr_jax.data.pipeline import BadDataError
 from spidr_jax.data.toy import make_corpus
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
             make_corpus(config.data.embedded_corpus)
         run = train.open_run(config)
         state = train.build_state(run)
-    with one_line_errors(OSError):
+    with one_line_errors(OSError, BadDataError):
         return train.train(run, state)
 
 

@@ -53,6 +53,8 @@ def open_run(config: ConfigDict) -> Run:
         planned_devices=config.data.planned_devices,
         seed=config.seed,
     )
+    for source in sources:
+        pipeline.probe(source)
     mesh = sharding.make_mesh()
     for rung, rows in plan.rows.items():
         if rows % mesh.size:
@@ -108,6 +110,7 @@ def train(run: Run, state: TrainState) -> int:
 
     Raises:
         OSError: the end of the run could not be saved; the message names the newest checkpoint.
+        BadDataError: too many utterances cannot be read; what was trained is saved.
     """
     start, steps = int(state.step), run.config.steps
     (run.folder / "config.json").write_text(run.config.to_json(indent=2) + "\n")
@@ -145,7 +148,11 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: "StopRequest") ->
     )
     with batches:
         for step in range(start + 1, config.steps + 1):
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except pipeline.BadDataError:
+                _save(run, state, step - 1)
+                raise
             state, values = step_fn(state, batch, key)
             log.count(batch["waveforms"].size, batches.data_wait)
             if step == freeze_step:

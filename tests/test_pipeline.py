@@ -9,6 +9,7 @@ import pytest
 from audio_files import BROKEN, hiss, make_corpus, pack, save, write_csv
 
 from spidr_jax.data import pipeline
+from spidr_jax.data.pipeline import BadDataError
 from spidr_jax.data.plan import make_plan
 from spidr_jax.data.scan import write_manifest
 from spidr_jax.data.sources import open_sources
@@ -252,7 +253,7 @@ def test_too_many_broken_files_stop_the_run_by_name(broken):
     stop = 20 * plan.batches_per_epoch
     with (
         pipeline.batches(sources, plan, stop=stop, max_bad_share=0.01) as batches,
-        pytest.raises(RuntimeError, match=r"more than data.max_bad_share 0.01; .*\(\d+ x\)") as e,
+        pytest.raises(BadDataError, match=r"more than data.max_bad_share 0.01; .*\(\d+ x\)") as e,
     ):
         list(batches)
     assert any(kind in str(e.value) for kind in BROKEN)
@@ -266,7 +267,7 @@ def test_a_single_broken_file_among_the_first_rows_does_not_stop_the_run():
         bad.add(row, ValueError("broken"))
     bad.check()
     bad.add(row, ValueError("broken"))
-    with pytest.raises(RuntimeError, match="11 of 20 rows"):
+    with pytest.raises(BadDataError, match="11 of 20 rows"):
         bad.check()
 
 
@@ -274,7 +275,7 @@ def test_no_broken_file_is_allowed_where_the_share_is_zero(broken):
     sources, plan = broken
     with (
         pipeline.batches(sources, plan, stop=plan.batches_per_epoch, max_bad_share=0) as batches,
-        pytest.raises(RuntimeError, match=r"more than data.max_bad_share 0"),
+        pytest.raises(BadDataError, match=r"more than data.max_bad_share 0"),
     ):
         list(batches)
 
@@ -295,9 +296,8 @@ def test_a_corpus_of_the_wrong_kind_fails_at_the_start(tmp_path, rate, channels)
         save(tmp_path / f"{number}.wav", pcm, rate)
         rows.append((number, f"{number}.wav", 9000))
     sources = open_sources(write_csv(tmp_path / "m.csv", rows), None)
-    plan = make_plan(sources, **PLAN)
     with pytest.raises(ValueError, match=rf"m\.csv: none of 8 .*0\.wav: {rate} Hz .*prepare") as e:
-        pipeline.batches(sources, plan)
+        pipeline.probe(sources[0])
     assert "\n" not in str(e.value)
 
 
@@ -305,7 +305,7 @@ def test_a_corpus_whose_files_have_moved_fails_at_the_start(tmp_path):
     rows = [(number, f"gone/{number}.wav", 9000) for number in range(40)]
     sources = open_sources(write_csv(tmp_path / "m.csv", rows), None)
     with pytest.raises(ValueError, match=r"none of 8 files tried is usable; .*No such file"):
-        pipeline.batches(sources, make_plan(sources, **PLAN))
+        pipeline.probe(sources[0])
 
 
 def test_files_that_vanish_later_stop_the_run_without_hanging(tmp_path):
@@ -316,7 +316,7 @@ def test_files_that_vanish_later_stop_the_run_without_hanging(tmp_path):
         next(batches)
         for fileid in sounds:
             (tmp_path / f"{fileid}.flac").unlink()
-        with pytest.raises(RuntimeError, match=r"stand-ins|max_bad_share"):
+        with pytest.raises(BadDataError, match=r"stand-ins|max_bad_share"):
             list(batches)
 
 

@@ -31,9 +31,7 @@ def write_corpus(folder: Path, utterances: int = 14, seconds: float = 0.9) -> Pa
 def config(manifest: Path, workdir: Path) -> ConfigDict:
     """The smoke recipe, smaller in every way: seconds to compile, milliseconds a step."""
     made = runpy.run_path(str(SMOKE))["get_config"]()
-    made.update(
-        workdir=str(workdir), steps=6, log_every=2, freeze_step=1000, evaluation="", seed=3
-    )
+    made.update(workdir=str(workdir), steps=6, log_every=2, freeze_step=1000, evaluation="", seed=3)
     made.model.update(
         extractor_conv_layer_config=((16, 10, 5), *[(16, 3, 2)] * 4, *[(16, 2, 2)] * 2),
         encoder_embed_dim=32,
@@ -45,7 +43,11 @@ def config(manifest: Path, workdir: Path) -> ConfigDict:
         num_codebooks=2,
     )
     made.data.update(
-        embedded_corpus="", manifest=str(manifest), num_rungs=1, max_batch_samples=64_000
+        embedded_corpus="",
+        manifest=str(manifest),
+        num_rungs=1,
+        max_batch_samples=64_000,
+        max_samples=320_000,
     )
     made.checkpoint.every = 3
     return made

@@ -32,6 +32,10 @@ class _Failure(NamedTuple):
     error: Exception
 
 
+class BadDataError(RuntimeError):
+    """Too many utterances cannot be read."""
+
+
 class BadRows:
     """Counts of the utterances that could not be read; each file is logged once.
 
@@ -71,11 +75,11 @@ class BadRows:
         """Stop where there are too many.
 
         Raises:
-            RuntimeError: naming the worst files.
+            BadDataError: naming the worst files.
         """
         if self.bad_rows > self._max_share * max(self.rows_read, _MIN_ROWS):
             worst = ", ".join(f"{name} ({times} x)" for name, times in self.worst_files())
-            raise RuntimeError(
+            raise BadDataError(
                 f"{self.bad_rows} of {self.rows_read} rows could not be read, more than "
                 f"data.max_bad_share {self._max_share:g}; worst files: {worst}; "
                 "`python -m spidr_jax.data.manifest check` lists all of them"
@@ -102,7 +106,7 @@ class Batches(Iterator[Any]):
         """Give the next batch, as `put` returned it.
 
         Raises:
-            RuntimeError: more bad rows than allowed.
+            BadDataError: more bad rows than allowed.
             StopIteration: after batch `stop` - 1.
         """
         start = time.perf_counter()
@@ -154,12 +158,10 @@ def batches(
         process_count: all of them.
         num_threads: that decode, each a whole batch.
         device_prefetch: batches kept ready on the device.
-        max_bad_share: of the rows read; beyond it the iterator raises RuntimeError.
+        max_bad_share: of the rows read; beyond it the iterator raises BadDataError.
 
     Raises:
-        ValueError: B is not divisible by the processes, or none of a source's first files can be
-            trained on (say for its rate).
-        ImportError: with what to install to read the source's URLs.
+        ValueError: B is not divisible by the processes.
     """
     for rung, size in plan.rows.items():
         if size % process_count:
@@ -167,8 +169,6 @@ def batches(
                 f"{size} rows of {rung} samples cannot be shared by {process_count} processes: "
                 "data.planned_devices must be a multiple of their number"
             )
-    for source in sources:
-        probe(source)
     bad, stopping = BadRows(max_bad_share), threading.Event()
     rows = Rows(sources)
 
@@ -253,4 +253,4 @@ def _read(
             last = error
             continue
         return pcm, int(plan.crop(step, np.array([other]), num_samples)[0])
-    raise RuntimeError(f"{row.place}: bad, and so are {_STAND_INS} stand-ins; the last: {last}")
+    raise BadDataError(f"{row.place}: bad, and so are {_STAND_INS} stand-ins; the last: {last}")
