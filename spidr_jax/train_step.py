@@ -106,7 +106,7 @@ def make_train_step(
             state.teacher, params["student"], weight, config.teacher.exclude_layers
         )
         grad_norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(codebooks.sums).all()
         new = (params, opt_state, moved, codebooks)
         old = (state.params, state.opt_state, state.teacher, state.codebooks)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
