@@ -2,10 +2,10 @@
 
   pip install -e ".[demo]" && python -m spidr_jax.main --config=configs/smoke.py
 
-The published phases, five hundred times shorter. Two things keep so small a run from collapsing, in
-which loss and perplexity fall together: the codebooks' decay, and a positional convolution that
-sees 10 frames to each side instead of 45 of the crop's 144. With the published one the codes come to
-stand for the position in the crop: loss 0.1 after 600 steps, PNMI 0.15, nearly all of it silence.
+The published phases, five hundred times shorter. Two things keep so small a run from collapsing,
+in which loss and perplexity fall together: the codebooks' decay, and a positional convolution that
+sees 10 frames to each side instead of 45 of the crop's 144. With the published one the codes come
+to stand for the position in the crop: loss 0.1 after 600 steps, PNMI 0.15, nearly all silence.
 """
 
 import os
@@ -36,8 +36,8 @@ def get_config() -> ConfigDict:
     config.model.codebook_size = 64
     config.model.num_codebooks = 3
 
-    # A code gets 8 frames a step here, nearly 400 in the published recipe: with the published decay the
-    # codes that got frames would stay between noise and data, near to everything, and take all.
+    # A code gets 8 frames a step here, nearly 400 in the published recipe: with the published
+    # decay those that got frames would stay between noise and data, near to everything, and win.
     config.codebook.decay = 0.5
     config.masking.group_rows = 4
     config.optimizer.lr = 5e-4

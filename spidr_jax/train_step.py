@@ -147,6 +147,7 @@ def _forward(
     waveforms, lengths = _standardise(batch), batch.get("lengths")
     feats, frame_mask = model.extract(nets, params, waveforms, lengths)  # [B, T, D]
     mask = batch["mask"] if "mask" in batch else _draw_mask(config, mask_key, waveforms, lengths)
+    mask = mask if frame_mask is None else mask & frame_mask
     x = model.mask_feats(nets, params, feats, mask, feats_key)
     outputs = model.encode(nets, params["student"], x, frame_mask, student_key)
     logits = model.predict(nets, params, *outputs)  # [K, B, T, V]
