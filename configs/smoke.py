@@ -2,7 +2,7 @@
 
   pip install -e ".[demo]" && python -m spidr_jax.main --config=configs/smoke.py
 
-The published phases, five hundred times shorter. Two things keep so small a run from collapsing,
+Two things keep so small a run from collapsing,
 in which loss and perplexity fall together: the codebooks' decay, and a positional convolution that
 sees 10 frames to each side instead of 45 of the crop's 144. With the published one the codes come
 to stand for the position in the crop: loss 0.1 after 600 steps, PNMI 0.15, nearly all silence.
@@ -18,13 +18,12 @@ from ml_collections.config_dict import FieldReference
 
 def get_config() -> ConfigDict:
     config = runpy.run_path(str(Path(__file__).with_name("base.py")))["get_config"]()
-    config.steps = 800
-    config.freeze_step = 500
+    config.steps = 600
     config.precision = "float32"
     config.log_every = 25
 
     config.model.extractor_conv_layer_config = (
-        (32, 10, 5),
+        (64, 10, 5),
         *[(64, 3, 2)] * 4,
         *[(64, 2, 2)] * 2,
     )
@@ -42,7 +41,7 @@ def get_config() -> ConfigDict:
     config.masking.group_rows = 4
     config.optimizer.lr = 5e-4
     config.optimizer.warmup_steps = 50
-    config.optimizer.hold_steps = 500
+    config.optimizer.hold_steps = 450
     config.optimizer.decay_steps = 400
 
     corpus = FieldReference(os.path.expanduser("~/.cache/spidr_jax/corpus"))
