@@ -112,34 +112,12 @@ class SpeechModel:
         return self._forwards[kind, layers]
 
     def stream(
-        self,
-        kind: str,
-        layers: tuple[int, ...],
-        utterances: Iterable[Utterance],
-        batch_samples: int,
-        devices: int = 1,
-        put: Put = jnp.asarray,
+        self, kind: str, layers: tuple[int, ...], utterances: Iterable[Utterance], **options: Any
     ) -> Iterator[tuple[Any, np.ndarray]]:
-        """Outputs [n, T, ...] of many utterances, in their order.
-
-        Args:
-            kind: "features", "codebooks" or "units".
-            layers: n layers' numbers.
-            utterances: keys with standardised waveforms [S], best sorted by length.
-            batch_samples: padded samples of a batch, at most (a single window may be longer).
-            devices: what the rows of a batch are a multiple of.
-            put: brings the arrays of a batch to the devices.
-        """
+        """Outputs [n, T, ...] of many standardised utterances; see `stream`."""
         forward = self.forward(kind, layers)
-        cuts = _windows(utterances, self.config, self._max_samples)
-        whole: list[np.ndarray] = []
-        for batch in _batches(cuts, batch_samples, devices):
-            outputs = _run(forward, self.params, batch, put)
-            for piece, output in zip(batch.pieces, outputs, strict=True):
-                whole.append(output[:, piece.window.first :][:, : piece.window.frames])
-                if piece.ends:
-                    yield piece.key, whole[0] if len(whole) == 1 else np.concatenate(whole, axis=1)
-                    whole = []
+        options = {"max_samples": self._max_samples} | options
+        return stream(forward, self.params, self.config, utterances, **options)
 
     def _ask(
         self,
@@ -164,7 +142,7 @@ class SpeechModel:
         budget = 2 ** math.ceil(math.log2(len(rows))) * windows.round_up(
             min(len(rows[order[-1]]), self._max_samples)
         )
-        outputs = dict(self.stream(kind, layers, ((i, rows[i]) for i in order), budget))
+        outputs = dict(self.stream(kind, layers, ((i, rows[i]) for i in order), batch_samples=budget))
         if np.ndim(waveform) == 1:
             result = outputs[0]
         else:
@@ -174,6 +152,39 @@ class SpeechModel:
             for i, output in outputs.items():
                 result[:, i, : output.shape[1]] = output
         return result[0] if one_layer else result
+
+
+def stream(
+    forward: Forward,
+    params: Any,
+    config: ModelConfig,
+    utterances: Iterable[Utterance],
+    *,
+    batch_samples: int,
+    max_samples: int = round(windows.MAX_SECONDS * windows.SAMPLE_RATE),
+    devices: int = 1,
+    put: Put = jnp.asarray,
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """Outputs [n, T, ...] of many utterances, in their order, in batches of a few shapes.
+
+    Args:
+        forward: of `make_forward`.
+        params: the student side's parameters.
+        config: the architecture.
+        utterances: keys with standardised waveforms [S], best sorted by length.
+        batch_samples: padded samples of a batch, at most (a single row may be longer).
+        max_samples: a longer utterance is cut into windows.
+        devices: what the rows of a batch are a multiple of.
+        put: brings an array of a batch, [B, ...], to the devices.
+    """
+    whole: list[np.ndarray] = []
+    for batch in _batches(_pieces(utterances, config, max_samples), batch_samples, devices):
+        outputs = _run(forward, params, batch, put)
+        for piece, output in zip(batch.pieces, outputs, strict=True):
+            whole.append(output[:, piece.window.first :][:, : piece.window.frames])
+            if piece.ends:
+                yield piece.key, whole[0] if len(whole) == 1 else np.concatenate(whole, axis=1)
+                whole = []
 
 
 def standardise(waveform: np.ndarray) -> np.ndarray:
@@ -197,7 +208,7 @@ class _Batch(NamedTuple):
     length: int
 
 
-def _windows(
+def _pieces(
     utterances: Iterable[Utterance], config: ModelConfig, max_samples: int
 ) -> Iterator[_Piece]:
     for key, waveform in utterances:

@@ -71,9 +71,9 @@ def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
     arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
     with replacing(path) as partial:
         if path.suffix == ".safetensors":
-            _need("safetensors.numpy").save_file(arrays, partial)
+            need("safetensors.numpy").save_file(arrays, partial)
         else:
-            torch = _need("torch")
+            torch = need("torch")
             torch.save({"model": {n: torch.from_numpy(a.copy()) for n, a in arrays.items()}}, partial)
 
 
@@ -89,7 +89,8 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _need(name: str) -> Any:
+def need(name: str) -> Any:
+    """Import an optional package, or raise an ImportError that says what to install."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -98,7 +99,7 @@ def _need(name: str) -> Any:
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
-    safetensors = _need("safetensors.numpy")
+    safetensors = need("safetensors.numpy")
     try:
         return safetensors.load_file(path)
     except Exception as error:  # its SafetensorError is no public class of the numpy module
@@ -106,7 +107,7 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _load_pt(path: Path) -> Mapping[str, Any]:
-    torch = _need("torch")
+    torch = need("torch")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
