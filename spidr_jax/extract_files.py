@@ -60,7 +60,8 @@ class UnitFiles:
         self._files = [folder / str(layer) / f"{name}.jsonl" for layer in layers]
         self._partials = [file.with_name(file.name + ".partial") for file in self._files]
         self._open: list[TextIO] = []
-        lines = [{} if force else _lines(*pair) for pair in zip(self._partials, self._files)]
+        pairs = zip(self._partials, self._files, strict=True)
+        lines = [{} if force else _lines(partial, file) for partial, file in pairs]
         self.done = set.intersection(*(set(found) for found in lines))
         for partial, found in zip(self._partials, lines, strict=True):
             with replacing(partial) as new:
@@ -81,8 +82,8 @@ class UnitFiles:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         """Close the files, and give them their names where nothing has gone wrong."""
-        for file in self._open:
-            file.close()
+        for stream in self._open:
+            stream.close()
         if kind is None:
             for partial, file in zip(self._partials, self._files, strict=True):
                 os.replace(partial, file)

@@ -83,9 +83,7 @@ class SpeechModel:
         self._max_samples = round(max_seconds * windows.SAMPLE_RATE)
         self._forwards: dict[tuple[str, tuple[int, ...]], Forward] = {}
 
-    def features(
-        self, waveform: Any, layer: int | Sequence[int] = 6, **options: Any
-    ) -> np.ndarray:
+    def features(self, waveform: Any, layer: int | Sequence[int] = 6, **options: Any) -> np.ndarray:
         """The layer's features: feed-forward output before the residual, float32 [(n, B,) T, D]."""
         return self._ask("features", waveform, layer, **options)
 
@@ -94,7 +92,10 @@ class SpeechModel:
     ) -> np.ndarray:
         """Probabilities of the layer's codes, float32 [(n, B,) T, V]; of all K layers if None."""
         return self._ask(
-            "codebooks", waveform, self.config.codebook_layers if layer is None else layer, **options
+            "codebooks",
+            waveform,
+            self.config.codebook_layers if layer is None else layer,
+            **options,
         )
 
     def units(self, waveform: Any, layer: int | Sequence[int] = 6, **options: Any) -> np.ndarray:
@@ -142,7 +143,9 @@ class SpeechModel:
         budget = 2 ** math.ceil(math.log2(len(rows))) * windows.round_up(
             min(len(rows[order[-1]]), self._max_samples)
         )
-        outputs = dict(self.stream(kind, layers, ((i, rows[i]) for i in order), batch_samples=budget))
+        outputs = dict(
+            self.stream(kind, layers, ((i, rows[i]) for i in order), batch_samples=budget)
+        )
         if np.ndim(waveform) == 1:
             result = outputs[0]
         else:

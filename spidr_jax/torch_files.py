@@ -74,7 +74,9 @@ def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
             need("safetensors.numpy").save_file(arrays, partial)
         else:
             torch = need("torch")
-            torch.save({"model": {n: torch.from_numpy(a.copy()) for n, a in arrays.items()}}, partial)
+            torch.save(
+                {"model": {n: torch.from_numpy(a.copy()) for n, a in arrays.items()}}, partial
+            )
 
 
 @contextmanager

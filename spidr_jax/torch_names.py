@@ -96,7 +96,9 @@ def check(place: str, state: State, config: ModelConfig, student_only: bool = Fa
     }
     found = [f"{kind}: {_listed(items)}" for kind, items in problems.items() if items]
     if found:
-        raise ValueError(f"{place} does not fit its model ({config.model_type}): {'; '.join(found)}")
+        raise ValueError(
+            f"{place} does not fit its model ({config.model_type}): {'; '.join(found)}"
+        )
 
 
 def _listed(names: Collection[str], most: int = 20) -> str:
@@ -121,7 +123,7 @@ def _tree(state: State, modules: Collection[str]) -> Tree:
 
 
 def _stack(state: State, name: str) -> np.ndarray:
-    found = []
+    found: list[np.ndarray] = []
     while name.format(len(found)) in state:
         found.append(state[name.format(len(found))])
     return np.stack(found)

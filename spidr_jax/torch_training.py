@@ -4,10 +4,12 @@ AdamW numbers its parameters: first those that train to the end, then extractor 
 (until they are frozen), in the state dict's order. One that never had a gradient has no moments.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -42,8 +44,8 @@ def train_state(file: TorchFile) -> TrainState:
     clip, _, decay = optim.make_optimizer(OptimizerConfig()).init({})
     step = int(np.asarray(file.training.get("step", file.step)).reshape(-1)[0])
     return TrainState(
-        step=np.asarray(step, np.int32),
-        skipped=np.asarray(0, np.int32),
+        step=jnp.asarray(step, jnp.int32),
+        skipped=jnp.asarray(0, jnp.int32),
         params=params,
         opt_state=(clip, adam, decay),
         teacher=teacher,
@@ -63,7 +65,7 @@ def _moments(file: TorchFile) -> tuple[Moments, bool]:
             f"{file.path}: its optimizer has groups of {[len(g) for g in groups]} parameters, the "
             f"model {[len(early), len(late)]} (without the second once it is frozen)"
         )
-    numbers = dict(zip(sum(groups, []), sum(names, []), strict=True))
+    numbers = dict(zip(itertools.chain(*groups), itertools.chain(*names), strict=True))
     moments = {numbers[number]: entry for number, entry in optimizer["state"].items()}
     for name, entry in moments.items():
         for key in ("exp_avg", "exp_avg_sq"):

@@ -19,7 +19,7 @@ SAMPLE_RATE = 16_000
 CONTEXT = 2.0  # seconds
 MAX_SECONDS = 40.0
 _STEPS = 4  # lengths in an octave: at most a quarter of a window is padding, a ninth on average
-_SHORTEST = 4_000
+_SHORTEST = 4_096
 ConvLayers = tuple[tuple[int, int, int], ...]
 
 

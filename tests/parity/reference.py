@@ -133,7 +133,10 @@ def make_optimizer(pair: Pair) -> tuple[Any, Any, Any]:
 
 
 def train_reference(
-    pair: Pair, batches: list[dict[str, Any]], made: tuple[Any, Any, Any] | None = None, start: int = 0
+    pair: Pair,
+    batches: list[dict[str, Any]],
+    made: tuple[Any, Any, Any] | None = None,
+    start: int = 0,
 ) -> list[dict[str, float]]:
     """Train the reference model in place, in the order of spec section 3; metrics per step.
 

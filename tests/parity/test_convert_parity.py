@@ -107,9 +107,7 @@ def continued(run: Path, pair: reference.Pair) -> TrainState:
     from spidr_jax import optim, train_step
     from spidr_jax.checkpoint import Checkpoints
 
-    target = jax.eval_shape(
-        lambda key: train_step.init_state(pair.config, key), jax.random.key(0)
-    )
+    target = jax.eval_shape(lambda key: train_step.init_state(pair.config, key), jax.random.key(0))
     checkpoints = Checkpoints(run / "checkpoints", keep=3)
     step = checkpoints.latest()
     assert step is not None
@@ -273,7 +271,7 @@ def test_missing_unknown_and_misshapen_tensors_are_listed(tmp_path: Path) -> Non
     state["surplus"] = state.pop("heads.1.0.bias")
     state["mask_embedding"] = state["mask_embedding"][:5]
     torch.save({"model": state}, path)
-    with pytest.raises(ValueError, match="missing: heads.1.0.bias") as error:
+    with pytest.raises(ValueError, match=r"missing: heads\.1\.0\.bias") as error:
         convert.from_torch_file(path, tmp_path / "run")
     assert "unknown: surplus" in str(error.value)
     assert r"mask_embedding is [5] and should be [48]" in str(error.value)
@@ -311,8 +309,31 @@ def test_safetensors_hold_the_same(tmp_path: Path) -> None:
     convert.from_torch_file(export(pair, tmp_path), tmp_path / "run")
     convert.to_torch_file(tmp_path / "run", tmp_path / "out.safetensors", force=True)
     convert.from_torch_file(tmp_path / "out.safetensors", tmp_path / "again")
-    first, second = (
-        orbax_files.read(tmp_path / n, lambda _: True) for n in ("run", "again")
-    )
+    first, second = (orbax_files.read(tmp_path / n, lambda _: True) for n in ("run", "again"))
     assert jax.tree.all(jax.tree.map(np.array_equal, first.state, second.state))
     assert first.config["model"] == second.config["model"]
+
+
+def test_the_training_command_goes_on_with_a_pytorch_run(tmp_path: Path) -> None:
+    import tiny
+
+    from spidr_jax import config as config_lib
+    from spidr_jax import train
+
+    config = tiny.config(tiny.write_corpus(tmp_path / "corpus"), tmp_path / "run")
+    ours = config_lib.step_config(config)
+    fields = {**vars(ours.model)}
+    fields.pop("model_type")
+    pair = reference.make_pair("spidr", fields, ours.optimizer, ours.teacher, 0.5, 1000)
+    made = reference.make_optimizer(pair)
+    reference.train_reference(pair, reference.draw_batches(pair.config.model, 2, 2, 8000), made)
+    convert.from_torch_file(save_run(pair, made, tmp_path / "theirs", 2), tmp_path / "run")
+    config.steps = 4
+    run = train.open_run(config)
+    state = train.build_state(run)
+    assert state.step == state.opt_state[1].count == 2
+    assert train.train(run, state) == 0
+    assert train.build_state(train.open_run(config)).step == 4
+    config.codebook.decay = 0.9
+    with pytest.raises(ValueError, match=r"config\.codebook\.decay was 0\.5 and is 0\.9"):
+        train.build_state(train.open_run(config))
