@@ -47,7 +47,7 @@ class MaskingConfig:
 def sample_spans(
     key: jax.Array, num_frames: int, lengths: jax.Array, config: MaskingConfig
 ) -> jax.Array:
-    """Draw the masked frames of a batch, a function of the key and the lengths only.
+    """Draw the masked frames of a batch, a function of the arguments only.
 
     Every utterance of a group of `group_rows` consecutive rows gets the same number of masked
     frames: the group's smallest, the others lose frames at random.

@@ -78,10 +78,10 @@ def learning_rate(config: OptimizerConfig, step: jax.Array) -> jax.Array:
     after = step - warmup
     peak = 1.0
     if config.scheduler == "tristage":
-        progress = jnp.clip((after - config.hold_steps) / config.decay_steps, 0, 1)
+        progress = jnp.maximum((after - config.hold_steps) / config.decay_steps, 0)
         scale = jnp.exp(math.log(final) * progress)
     elif config.scheduler == "cosine":
-        left = jnp.maximum((config.max_steps - step) / (config.max_steps - warmup), 0)
+        left = (config.max_steps - step) / (config.max_steps - warmup)
         # the square is (1 + cos(pi (1 - left))) / 2, which in float32 is inexact near the end
         scale = final + (1 - final) * jnp.square(jnp.sin(jnp.pi / 2 * left))
     elif config.scheduler == "rsqrt":

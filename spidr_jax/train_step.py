@@ -106,7 +106,7 @@ def make_train_step(
             state.teacher, params["student"], weight, config.teacher.exclude_layers
         )
         grad_norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(codebooks.sums).all()
         new = (params, opt_state, moved, codebooks)
         old = (state.params, state.opt_state, state.teacher, state.codebooks)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
@@ -147,6 +147,7 @@ def _forward(
     waveforms, lengths = _standardise(batch), batch.get("lengths")
     feats, frame_mask = model.extract(nets, params, waveforms, lengths)  # [B, T, D]
     mask = batch["mask"] if "mask" in batch else _draw_mask(config, mask_key, waveforms, lengths)
+    mask = mask if frame_mask is None else mask & frame_mask
     x = model.mask_feats(nets, params, feats, mask, feats_key)
     outputs = model.encode(nets, params["student"], x, frame_mask, student_key)
     logits = model.predict(nets, params, *outputs)  # [K, B, T, V]

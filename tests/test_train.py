@@ -1,7 +1,6 @@
 """A run as a whole: files it writes, exact resume, interruption, and what it refuses."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -58,8 +57,8 @@ def test_metrics_have_the_promised_names_and_values_of_their_step(straight: Any)
     config, status, state, lines = straight
     assert status == 0
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    promised = "loss target_ppl pred_ppl grad_norm learning_rate teacher_decay".split()
-    promised += "active_codes audio_seconds_per_second data_wait skipped bad_rows".split()
+    promised = ["loss", "target_ppl", "pred_ppl", "grad_norm", "learning_rate", "teacher_decay"]
+    promised += ["active_codes", "audio_seconds_per_second", "data_wait", "skipped", "bad_rows"]
     promised += [f"{n}_{k}" for n in ("loss", "target_ppl", "pred_ppl", "active") for k in (1, 2)]
     for line in lines:
         assert set(promised) <= set(line)
@@ -158,7 +157,6 @@ def test_no_room_for_a_checkpoint_warns_and_fails_at_the_end(
     config.checkpoint.every = 2
     run = train.open_run(config)
     state = train.build_state(run)
-    usage = os.statvfs_result  # noqa: F841
     free = iter([10**9, 10])
     monkeypatch.setattr(
         "spidr_jax.checkpoint.shutil.disk_usage", lambda _: type("Usage", (), {"free": next(free)})
@@ -186,19 +184,19 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     config.workdir = str(tmp_path / "run")
     config.steps = 1_000_000
     config.checkpoint.every = 1_000_000
-    process = start(config)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step       2/"):
-            process.send_signal(number)
-            break
-    output = process.stdout.read()
-    assert process.wait() == status, output
+    with start(config) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step       2/"):
+                process.send_signal(number)
+                break
+        output = process.stdout.read()
+    assert process.returncode == status, output
     assert "saving after this step" in output
     reached = metrics.read(Path(config.workdir) / "metrics.jsonl")[-1]["step"]
     config.steps = max(reached + 1, 6)
-    process = start(config)
-    output = process.communicate()[0]
+    with start(config) as process:
+        output = process.communicate()[0]
     assert process.returncode == 0, output
     assert f"goes on after step {reached}" in output
     lines = metrics.read(Path(config.workdir) / "metrics.jsonl")

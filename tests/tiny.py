@@ -57,6 +57,7 @@ def config(manifest: Path, workdir: Path) -> ConfigDict:
         num_rungs=1,
         max_batch_samples=64_000,
         max_samples=320_000,
+        min_samples=2_000,
     )
     made.checkpoint.every = 3
     return made

@@ -145,7 +145,8 @@ def test_every_module_and_layer_gives_what_the_reference_gives(
     errors = {}
     for name in expected:
         a, b = ours[name], theirs[name]
-        if frame_mask is not None:
+        # the positional convolution gives zero where there is padding
+        if frame_mask is not None and name != "student.pos_conv_embed":
             inner = re.search(r"conv_layers.(\d)", name)
             used = conv_layers[: int(inner[1]) + 1] if inner else conv_layers
             valid = np.arange(b.shape[1]) < num_frames(lengths, used)[:, None]

@@ -24,6 +24,7 @@ UNIFORM = {"mask_selection": "uniform", "mask_other": 3.0}
 NORMAL = {"mask_selection": "normal", "mask_other": 4.0}
 POISSON = {"mask_selection": "poisson", "mask_prob": 0.5}
 SHORT_SPANS = {"mask_length": 3, "mask_prob": 0.4}
+FEW = {"mask_prob": 0.35}
 DISJOINT = {"no_mask_overlap": True, "mask_min_space": 2}
 ONE, SEVERAL, SHORT = (90,), (90, 75, 41), (12, 7)  # frames of a group's utterances
 
@@ -65,8 +66,8 @@ def draw_ours(fields: dict[str, Any], lengths: tuple[int, ...], draws: int) -> n
     return np.asarray(draw(jax.random.split(jax.random.key(0), draws)))
 
 
-def statistics(masks: np.ndarray) -> dict[str, np.ndarray]:
-    """Numbers of each draw, [draws]: masked frames, runs, run lengths, masked edges, positions."""
+def statistics(masks: np.ndarray, lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Numbers of each draw, [draws]: masked frames, runs, gaps, windows, edges, positions."""
     edges = np.diff(np.pad(masks, ((0, 0), (0, 0), (1, 1))).astype(int), axis=2)
     runs = (edges == 1).sum(axis=2)  # [draws, B]
     counts = masks.sum(axis=2)
@@ -75,6 +76,11 @@ def statistics(masks: np.ndarray) -> dict[str, np.ndarray]:
         found[f"runs of row {row}"] = runs[:, row]
         found[f"run length of row {row}"] = counts[:, row] / runs[:, row]
         found[f"first frame of row {row}"] = masks[:, row, 0]
+        found[f"last frame of row {row}"] = masks[:, row, lengths[row] - 1]
+        gaps = [
+            np.diff(np.flatnonzero(mask), prepend=-1, append=lengths[row]) for mask in masks[:, row]
+        ]
+        found[f"squared gaps of row {row}"] = np.array([np.square(gap).sum() for gap in gaps])
         positions = np.arange(masks.shape[2])
         found[f"centre of row {row}"] = (masks[:, row] * positions).sum(axis=1) / counts[:, row]
         for size in (1, 2, 5, 10):
@@ -83,10 +89,10 @@ def statistics(masks: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.asarray(value, np.float64) for name, value in found.items()}
 
 
-def check_equal_statistics(ours: np.ndarray, theirs: np.ndarray) -> None:
+def check_equal_statistics(ours: np.ndarray, theirs: np.ndarray, lengths: tuple[int, ...]) -> None:
     """Means of two samples agree within five standard errors of their difference."""
     wrong = {}
-    mine, other = statistics(ours), statistics(theirs)
+    mine, other = statistics(ours, lengths), statistics(theirs, lengths)
     for name, a in mine.items():
         b = other[name]
         error = np.sqrt(a.var() / a.size + b.var() / b.size)
@@ -107,6 +113,7 @@ def check_equal_statistics(ours: np.ndarray, theirs: np.ndarray) -> None:
         pytest.param(NORMAL | DISJOINT, ONE, id="normal-disjoint"),
         pytest.param(POISSON | DISJOINT, ONE, id="poisson-disjoint"),
         pytest.param(SHORT_SPANS | DISJOINT, ONE, id="short-spans-disjoint"),
+        pytest.param(FEW | DISJOINT, ONE, id="few-disjoint"),
         pytest.param(STATIC, SEVERAL, id="static-group"),
         pytest.param(POISSON, SEVERAL, id="poisson-group"),
         pytest.param(STATIC | DISJOINT, SEVERAL, id="static-disjoint-group"),
@@ -123,7 +130,7 @@ def test_masks_have_the_references_statistics(
     ours = draw_ours(fields, lengths, DRAWS)
     assert (ours.sum(axis=2) == ours.sum(axis=2)[:, :1]).all()
     assert len(theirs) > 0.99 * DRAWS
-    check_equal_statistics(ours, theirs)
+    check_equal_statistics(ours, theirs, lengths)
 
 
 @pytest.mark.parametrize(
