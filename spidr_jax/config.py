@@ -94,6 +94,15 @@ def changes(saved: dict[str, Any], config: dict[str, Any], prefix: str = "") -> 
     return found
 
 
+def known(config: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config whose fields the saved one has too: an imported one has not all."""
+    return {
+        name: known(value, saved[name]) if isinstance(saved[name], dict) else value
+        for name, value in config.items()
+        if name in saved
+    }
+
+
 def _section(config: ConfigDict, name: str, kind: type[Section]) -> Section:
     try:
         return kind(**config[name])

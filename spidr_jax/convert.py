@@ -1,75 +1,178 @@
-"""The name table between this package's parameters and the PyTorch reference's state dict.
+"""Models between this package's runs and the PyTorch reference's files, both ways.
 
-Arrays are numpy on both sides; a matrix or kernel has its axes in reverse order.
+    python -m spidr_jax.convert to-torch RUN_OR_CHECKPOINT OUT.pt [--student-only] [--force]
+    python -m spidr_jax.convert from-torch IN.pt OUT_DIR [--model-type spidr|dinosr] [--force]
+
+Exit code: 0 where it is done, 2 where it cannot be done, with the reason in one line.
 """
 
-import re
-from collections.abc import Mapping
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spidr_jax.codebook import CodebookState
+from spidr_jax import stored, torch_files, torch_names
+from spidr_jax.reference_config import MODEL_TYPES, to_reference
+from spidr_jax.torch_names import from_torch, to_torch
 
-Tree = dict[str, Any]
-STUDENT_MODULES = ("feature_extractor", "feature_projection", "student")
-
-
-def to_torch(params: Tree, teacher: Tree, codebooks: CodebookState) -> dict[str, np.ndarray]:
-    """Name and lay out parameters, teacher and codebooks as the reference's state dict does."""
-    modules = {name: params[name] for name in STUDENT_MODULES} | {"teacher": teacher}
-    state = {"mask_embedding": np.asarray(params["mask_embedding"])}
-    for path, value in _leaves(modules):
-        state[_torch_name(path)] = np.asarray(value).T
-    kernel, bias = (np.asarray(params["heads"][name]) for name in ("kernel", "bias"))
-    for k in range(kernel.shape[0]):
-        state[f"heads.{k}.0.weight"], state[f"heads.{k}.0.bias"] = kernel[k].T, bias[k]
-        state[f"codebooks.{k}.codebook"] = np.asarray(codebooks.sums[k])
-        state[f"codebooks.{k}.counts"] = np.asarray(codebooks.counts[k])
-    return state
+__all__ = ["from_torch", "from_torch_file", "main", "to_torch", "to_torch_file"]
 
 
-def from_torch(state: Mapping[str, np.ndarray]) -> tuple[Tree, Tree, CodebookState]:
-    """Undo `to_torch`: parameters, teacher and codebooks from the reference's state dict."""
-    tree: Tree = {}
-    for name, value in state.items():
-        if name.split(".")[0] in (*STUDENT_MODULES, "teacher"):
-            *parents, leaf = _path(name, value.ndim)
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = value.T
-    number = sum(name.endswith(".counts") for name in state)
-    teacher = tree.pop("teacher")
-    tree["heads"] = {
-        "kernel": np.stack([state[f"heads.{k}.0.weight"].T for k in range(number)]),
-        "bias": np.stack([state[f"heads.{k}.0.bias"] for k in range(number)]),
-    }
-    tree["mask_embedding"] = state["mask_embedding"]
-    sums, counts = (
-        np.stack([state[f"codebooks.{k}.{name}"] for k in range(number)])
-        for name in ("codebook", "counts")
-    )
-    return tree, teacher, CodebookState(sums, counts)
+def to_torch_file(
+    source: Path, out: Path, *, student_only: bool = False, force: bool = False
+) -> str:
+    """Write a run's newest checkpoint, or a certain one, as the reference's file.
+
+    Args:
+        source: a run's folder or a checkpoint's.
+        out: a .pt or .safetensors file; config.json is written beside it.
+        student_only: leave teacher and codebooks out (the reference does not load such a file;
+            `spidr_jax.load` does).
+        force: replace what lies there.
+
+    Returns:
+        What was done, in one line.
+
+    Raises:
+        FileExistsError: the file, or another model's config.json, is there.
+        FileNotFoundError: there is no checkpoint.
+        ImportError: torch (for .pt) or safetensors is not installed.
+        ValueError: the checkpoint cannot be used, or `out` has another suffix.
+    """
+    if out.suffix not in (".pt", ".safetensors"):
+        raise ValueError(f"{out}: allowed is a name that ends in .pt or .safetensors")
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: there is no such folder")
+    model = stored.read(source, student_only=student_only)
+    config_file = out.with_name("config.json")
+    content = to_reference(model.config, model.run_config)
+    text = json.dumps(content, indent=2) + "\n"
+    if not force:
+        _refuse_existing(out)
+        if config_file.exists() and config_file.read_text() != text:
+            raise FileExistsError(f"{config_file}: is there, of another model; --force replaces it")
+    state = torch_names.student_to_torch(model.params)
+    if model.teacher is not None and model.codebooks is not None:
+        state = to_torch(model.params, model.teacher, model.codebooks)
+    torch_files.write(out, state | {torch_names.STEP: np.array([model.step], np.int64)})
+    with torch_files.replacing(config_file) as partial:
+        partial.write_text(text)
+    numbers = sum(value.size for value in state.values())
+    return f"{out}: {model.config.model_type}, step {model.step}, {numbers / 1e6:.1f} M numbers"
 
 
-def _leaves(tree: Tree, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    leaves = []
-    for name, value in tree.items():
-        here = (*path, name)
-        leaves += _leaves(value, here) if isinstance(value, dict) else [(here, value)]
-    return leaves
+def from_torch_file(
+    source: Path, out: Path, *, model_type: str | None = None, force: bool = False
+) -> str:
+    """Write a file of the PyTorch side as a run's folder with one checkpoint.
+
+    A full training checkpoint becomes a run that goes on with its step and moments; anything else
+    a model without optimizer state, to use but not to train on.
+
+    Args:
+        source: the reference's file or the original DinoSR's; see `torch_files.read`.
+        out: the run's folder.
+        model_type: "spidr" or "dinosr", where nothing beside the file says it.
+        force: replace the run that lies there.
+
+    Returns:
+        What was done, in one line.
+
+    Raises:
+        FileExistsError: the folder holds a run.
+        FileNotFoundError: there is no such file.
+        ImportError: torch (for .pt) or safetensors is not installed.
+        ValueError: the file cannot be used; what does not fit is listed by name.
+    """
+    checkpoints = out / "checkpoints"
+    if not force:
+        for path in (checkpoints, out / "config.json", out / "metrics.jsonl"):
+            _refuse_existing(path)
+    file = torch_files.read(source, model_type)
+    torch_names.check(str(source), file.state, file.config)
+    state, trains = _state(file)
+    step = int(state["step"])
+    position = {"step": step, "plan": None, "optimizer": trains}
+    partial = out / f".checkpoints.{os.getpid()}.partial"
+    try:
+        _save(partial, step, state, position, file.sections)
+        if checkpoints.exists():
+            shutil.rmtree(checkpoints)
+        partial.rename(checkpoints)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    (out / "metrics.jsonl").unlink(missing_ok=True)  # the replaced run's
+    with torch_files.replacing(out / "config.json") as partial_config:
+        partial_config.write_text(json.dumps(file.sections, indent=2) + "\n")
+    kind = "training goes on from here" if trains else "a model without optimizer state"
+    return f"{checkpoints / str(step)}: {file.config.model_type}, step {step}, {kind}"
 
 
-def _torch_name(path: tuple[str, ...]) -> str:
-    """("student", "layers_0", "attention", "qkv", "kernel") -> student.layers.0...weight."""
-    *parents, leaf = path
-    leaf = "bias" if leaf == "bias" else "weight"
-    return ".".join([*(re.sub(r"_(\d+)$", r".\1", name) for name in parents), leaf])
+def _state(file: torch_files.TorchFile) -> tuple[dict[str, Any], bool]:
+    if not file.training:
+        names = ("params", "teacher", "codebooks")
+        arrays = dict(zip(names, from_torch(file.state), strict=True))
+        return {"step": np.asarray(file.step, np.int32)} | arrays, False
+    from spidr_jax.torch_training import train_state
+
+    return train_state(file)._asdict(), True
 
 
-def _path(name: str, rank: int) -> list[str]:
-    *parents, leaf = re.sub(r"\.(\d+)", r"_\1", name).split(".")
-    if leaf == "weight":
-        leaf = "scale" if rank == 1 else "kernel"
-    return [*parents, leaf]
+def _save(
+    folder: Path, step: int, state: Any, position: dict[str, Any], config: dict[str, Any]
+) -> None:
+    import jax
+
+    from spidr_jax.checkpoint import Checkpoints
+
+    with jax.default_device(jax.devices("cpu")[0]):
+        state = jax.tree.map(jax.numpy.asarray, state)  # Orbax wants no views with odd strides
+        checkpoints = Checkpoints(folder, keep=1)
+        try:
+            checkpoints.save(step, state, position, config)
+            checkpoints.wait()
+        finally:
+            checkpoints.close()
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise FileExistsError(f"{path}: is there already; --force replaces it")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m spidr_jax.convert")
+    commands = parser.add_subparsers(dest="command", required=True)
+    out = commands.add_parser("to-torch", help="a run or checkpoint to the reference's file")
+    out.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
+    out.add_argument("out", type=Path, metavar="OUT.pt", help="or OUT.safetensors")
+    out.add_argument("--student-only", action="store_true", help="without teacher and codebooks")
+    back = commands.add_parser("from-torch", help="a PyTorch file to a run's folder")
+    back.add_argument("source", type=Path, metavar="IN.pt", help="or .ckpt, .safetensors")
+    back.add_argument("out", type=Path, metavar="OUT_DIR")
+    back.add_argument("--model-type", choices=MODEL_TYPES, help="where config.json is silent")
+    for command in (out, back):
+        command.add_argument("--force", action="store_true", help="replace what lies there")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one of the commands above and give its exit code."""
+    args = vars(_parser().parse_args(arguments))
+    convert = to_torch_file if args.pop("command") == "to-torch" else from_torch_file
+    try:
+        print(convert(args.pop("source"), args.pop("out"), **args))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,22 +1,35 @@
-"""Discrete units from a trained student.
+"""Features, codebook probabilities or units of a corpus, from a checkpoint; runnable.
 
-B batch, S samples, T frames, K codebooks.
+    python -m spidr_jax.extract --checkpoint C --manifest M --out DIR --kind units --layers 6
+        [--dedup] [--name NAME] [--format npy|pt] [--precision float32|bfloat16]
+        [--batch-seconds N] [--jobs N] [--model-type spidr|dinosr] [--force]
+
+Units become lines `{"file": id, "audio": id, "units": [...]}` of DIR/units/LAYER/NAME.jsonl (NAME
+is the manifest's unless given), in order of length; features and codebooks arrays [frames, dim],
+DIR/KIND/LAYER/ID.npy or .pt. The same command started again goes on where it was stopped.
+
+Exit code: 0 where all is well, 1 where some files are not (each listed on stderr), 2 where the
+command could not be carried out.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from spidr_jax import model
+from spidr_jax import extract_files, inference, sharding, windows
+from spidr_jax.data import audio, parallel
+from spidr_jax.data.corpus import Corpus, Row, open_manifest
+from spidr_jax.forward import KINDS, Forward, make_forward
 from spidr_jax.model_config import ModelConfig, num_frames
+from spidr_jax.reference_config import MODEL_TYPES
 
-ROUNDING = 80_000  # padded lengths are multiples of it, so that few shapes are compiled
-ROWS = 8
-
-UnitsFn = Callable[[model.Params, np.ndarray, np.ndarray], jax.Array]
+UnitsFn = Forward
+_TRAINING_BATCH = 640_000  # samples, of the evaluation in a training run
 
 
 def make_units_fn(config: ModelConfig, dtype: Any) -> UnitsFn:
@@ -24,19 +37,12 @@ def make_units_fn(config: ModelConfig, dtype: Any) -> UnitsFn:
 
     A unit is the most probable code of the student's prediction head on the unmasked audio.
     """
-    nets = model.build(config, dtype)
-
-    def units(params: model.Params, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
-        feats, frame_mask = model.extract(nets, params, waveforms, lengths)
-        outputs = model.encode(nets, params["student"], feats, frame_mask)
-        return jnp.argmax(model.predict(nets, params, *outputs), axis=-1)
-
-    return jax.jit(units)
+    return make_forward(config, dtype, "units", config.codebook_layers)
 
 
 def extract_units(
     units_fn: UnitsFn,
-    params: model.Params,
+    params: Any,
     config: ModelConfig,
     utterances: Iterable[tuple[str, np.ndarray]],
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -48,29 +54,145 @@ def extract_units(
         config: the architecture.
         utterances: file ids with standardised waveforms [S], best sorted by length.
     """
-    batch: list[tuple[str, np.ndarray]] = []
-    for utterance in utterances:
-        batch.append(utterance)
-        if len(batch) == ROWS:
-            yield from _run(units_fn, params, config, batch)
-            batch = []
-    if batch:
-        yield from _run(units_fn, params, config, batch)
+    return inference.stream(units_fn, params, config, utterances, batch_samples=_TRAINING_BATCH)
 
 
-def _run(
-    units_fn: UnitsFn,
-    params: model.Params,
-    config: ModelConfig,
-    batch: list[tuple[str, np.ndarray]],
+def extract(
+    model: inference.SpeechModel,
+    corpus: Corpus,
+    kind: str,
+    layers: tuple[int, ...],
+    out: extract_files.Outputs,
+    *,
+    batch_samples: int,
+    jobs: int = 0,
+) -> list[str]:
+    """Extract from every utterance that has no output yet.
+
+    Args:
+        model: of `inference.load`; its parameters are put on all devices.
+        corpus: the utterances.
+        kind: "features", "codebooks" or "units".
+        layers: the layers' numbers.
+        out: where it goes.
+        batch_samples: padded samples of a batch on one device.
+        jobs: threads that decode; 0 for one a core.
+
+    Returns:
+        A line for each file that could not be used.
+
+    Raises:
+        ValueError: a layer does not exist.
+        OSError: an output cannot be written.
+    """
+    mesh = sharding.make_mesh()
+    model.params = jax.device_put(model.params, sharding.replicated(mesh))
+    order = np.argsort(corpus.num_samples, kind="stable").tolist()
+    rows = [row for row in map(corpus.row, order) if row.fileid not in out.done]
+    problems: list[str] = []
+    outputs = model.stream(
+        kind,
+        layers,
+        _readable(model, rows, problems, jobs),
+        batch_samples=batch_samples * mesh.size,
+        devices=mesh.size,
+        put=lambda array: sharding.put_batch({"array": array}, mesh)["array"],
+    )
+    for fileid, values in outputs:
+        out.write(fileid, values)
+    return problems
+
+
+def _readable(
+    model: inference.SpeechModel, rows: list[Row], problems: list[str], jobs: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    longest = max(len(waveform) for _, waveform in batch)
-    padded = np.zeros((ROWS, -(-longest // ROUNDING) * ROUNDING), np.float32)
-    lengths = np.full(ROWS, longest, np.int32)
-    for row, (_, waveform) in enumerate(batch):
-        padded[row, : len(waveform)] = waveform
-        lengths[row] = len(waveform)
-    units = np.asarray(units_fn(params, padded, lengths))
-    frames = num_frames(lengths, config.extractor_conv_layer_config)
-    for row, (name, _) in enumerate(batch):
-        yield name, units[:, row, : frames[row]]
+    """Standardised waveforms of the rows, read ahead by threads; bad ones become problems."""
+
+    def read(index: int) -> np.ndarray | str:
+        try:
+            pcm = audio.read_pcm(rows[index])
+        except audio.AudioError as error:
+            return str(error)
+        if num_frames(len(pcm), model.config.extractor_conv_layer_config) < 1:
+            return f"{rows[index].place}: {len(pcm)} samples are too short for a frame"
+        return pcm
+
+    found = parallel.each(read, len(rows), jobs=jobs, title="extract")
+    for row, pcm in zip(rows, found, strict=True):
+        if isinstance(pcm, str):
+            problems.append(pcm)
+        else:
+            mean, inv_std = audio.standardisation(pcm)
+            yield row.fileid, (pcm - mean) * inv_std
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m spidr_jax.extract")
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="run, checkpoint, .pt or .safetensors")
+    add("--manifest", required=True, help=".csv, .jsonl or .tsv of 16 kHz mono files")
+    add("--out", required=True, type=Path, help="folder")
+    add("--kind", required=True, choices=KINDS)
+    add("--layers", required=True, type=_layers, help="such as 6,7, counted from 1")
+    add("--dedup", action="store_true", help="repeated units once (units only)")
+    add("--name", help="of the units' files (default: the manifest's)")
+    add("--format", choices=extract_files.FORMATS, default="npy", help="of arrays")
+    add("--precision", choices=list(inference.DTYPES), default="float32")
+    add("--batch-seconds", type=float, help="of a batch on one device (default: 20, CPU; else 240)")
+    add("--jobs", type=int, default=0, help="threads that decode (default: one a core)")
+    add("--model-type", choices=MODEL_TYPES, help="for a .pt file that does not say it")
+    add("--force", action="store_true", help="replace what an earlier extraction left")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.dedup and args.kind != "units":
+        raise ValueError(f"--dedup: is for --kind units, not {args.kind}")
+    seconds = args.batch_seconds or (20 if jax.default_backend() == "cpu" else 240)
+    model = inference.load(args.checkpoint, model_type=args.model_type, dtype=args.precision)
+    model.forward(args.kind, args.layers)  # refuses a layer before anything is written
+    corpus = open_manifest(args.manifest)
+    settings = {
+        "checkpoint": str(Path(args.checkpoint).absolute()),
+        "step": model.step,
+        "precision": args.precision,
+    }
+    folder = args.out / args.kind
+    out: extract_files.Outputs
+    if args.kind == "units":
+        settings["dedup"] = args.dedup
+        extract_files.settle(folder, settings, args.force)
+        name = args.name or Path(args.manifest).stem
+        out = extract_files.UnitFiles(folder, args.layers, name, args.dedup, args.force)
+    else:
+        extract_files.settle(folder, settings, args.force)
+        out = extract_files.ArrayFiles(folder, args.layers, args.format, args.force, corpus)
+    there = len(out.done)
+    batch_samples = round(seconds * windows.SAMPLE_RATE)
+    with out:
+        problems = extract(
+            model, corpus, args.kind, args.layers, out, batch_samples=batch_samples, jobs=args.jobs
+        )
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    new = len(corpus) - there - len(problems)
+    print(f"{folder}: {new} files, {there} there before, {len(problems)} unusable")
+    return int(bool(problems))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command above and give its exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        return _run(args)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

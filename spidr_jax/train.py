@@ -85,8 +85,11 @@ def build_state(run: Run) -> TrainState:
     if step is None:
         return init(key)
     position, saved = run.checkpoints.read(step)
-    changed = config_lib.changes(saved, config_lib.to_dict(run.config))
-    if not changed and position["plan"] != run.plan.fingerprint:
+    current, imported = config_lib.to_dict(run.config), position["plan"] is None
+    if imported and not position["optimizer"]:
+        raise ValueError(f"{run.folder} holds a model without optimizer state, not a run to go on")
+    changed = config_lib.changes(saved, config_lib.known(current, saved) if imported else current)
+    if not changed and not imported and position["plan"] != run.plan.fingerprint:
         changed = ["the files or lengths in the manifest"]
     if changed:
         raise ValueError(

@@ -1,12 +1,21 @@
 """A tiny corpus and the config of a tiny run on it."""
 
 import csv
+import dataclasses
 import runpy
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import soundfile
 from ml_collections import ConfigDict
+
+from spidr_jax import train_step
+from spidr_jax.checkpoint import Checkpoints
+from spidr_jax.model_config import ModelConfig
+from spidr_jax.train_step import StepConfig
 
 REPOSITORY = Path(__file__).parent.parent
 SMOKE = REPOSITORY / "configs" / "smoke.py"
@@ -63,3 +72,28 @@ def flags(config: ConfigDict) -> list[str]:
             if leaf is not None:
                 line.append(f"--config.{name}{'.' + field if field else ''}={leaf}")
     return line
+
+
+FIELDS = {
+    "extractor_conv_layer_config": ((16, 10, 5), *[(16, 3, 2)] * 4, *[(16, 2, 2)] * 2),
+    "encoder_embed_dim": 32,
+    "encoder_num_layers": 3,
+    "encoder_num_heads": 2,
+    "encoder_pos_conv_depth": 2,
+    "encoder_ff_interm_features": 48,
+    "codebook_size": 8,
+    "num_codebooks": 2,
+}
+
+
+def write_run(folder: Path, step: int = 5, **changes: Any) -> ModelConfig:
+    """A run's folder with one checkpoint of a model that has learnt nothing."""
+    step_config = StepConfig(model=ModelConfig(**FIELDS | changes))
+    state = train_step.init_state(step_config, jax.random.key(0))
+    state = state._replace(step=jnp.asarray(step, jnp.int32))
+    checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+    position = {"step": step, "plan": "none"}
+    checkpoints.save(step, state, position, {"model": dataclasses.asdict(step_config.model)})
+    checkpoints.wait()
+    checkpoints.close()
+    return step_config.model

@@ -126,16 +126,28 @@ def draw_batches(config: ModelConfig, number: int, rows: int, samples: int) -> l
     return batches
 
 
-def train_reference(pair: Pair, batches: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Train the reference model in place, in the order of spec section 3; metrics per step."""
+def make_optimizer(pair: Pair) -> tuple[Any, Any, Any]:
+    """The reference's optimizer, scaler and scheduler for its model."""
+    shared = dataclasses.asdict(pair.config.optimizer)
+    return build_optimizer(pair.model, ReferenceOptimizerConfig(**shared, dtype="float32"))
+
+
+def train_reference(
+    pair: Pair,
+    batches: list[dict[str, Any]],
+    made: tuple[Any, Any, Any] | None = None,
+    start: int = 0,
+) -> list[dict[str, float]]:
+    """Train the reference model in place, in the order of spec section 3; metrics per step.
+
+    `made` by `make_optimizer`, to go on after `start` finished steps.
+    """
     from spidr.checkpoint import remove_param_group
 
     model = pair.model
-    shared = dataclasses.asdict(pair.config.optimizer)
-    reference_config = ReferenceOptimizerConfig(**shared, dtype="float32")
-    optimizer, _, scheduler = build_optimizer(model, reference_config)
+    optimizer, _, scheduler = made or make_optimizer(pair)
     history = []
-    for step, batch in enumerate(batches, start=1):
+    for step, batch in enumerate(batches, start=start + 1):
         losses, outputs = model(
             torch.tensor(batch["waveforms"]), mask_indices=torch.tensor(batch["indices"])
         )
@@ -171,8 +183,10 @@ def train_ours(
 ) -> tuple[list[TrainState], list[dict[str, float]]]:
     """The states after each step and the metrics of each, from the pair's state."""
     state, states, history = pair.state, [], []
-    step_fn = jax.jit(train_step.make_train_step(pair.config, frozen=False))
-    for step, batch in enumerate(batches, start=1):
+    start = int(state.step)
+    frozen = 0 < pair.config.freeze_step <= start
+    step_fn = jax.jit(train_step.make_train_step(pair.config, frozen))
+    for step, batch in enumerate(batches, start=start + 1):
         arrays = {name: jnp.asarray(batch[name]) for name in ("waveforms", "mask")}
         state, metrics = step_fn(state, arrays, jax.random.key(0))
         if step == pair.config.freeze_step:

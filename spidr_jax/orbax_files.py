@@ -1,0 +1,83 @@
+"""A run's checkpoints read as numpy arrays: without the training code, its devices or types."""
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore
+
+Tree = dict[str, Any]
+
+
+class Saved(NamedTuple):
+    """What is read of a checkpoint."""
+
+    path: Path
+    config: dict[str, Any]  # the run's, as JSON holds it
+    step: int  # finished steps
+    state: Tree  # the chosen entries of the state
+
+
+def find(path: Path) -> Path:
+    """The checkpoint that a path names: itself, or a run's (or `checkpoints` folder's) newest.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if (path / "state" / "_METADATA").is_file():
+        return path
+    for folder in (path / "checkpoints", path):
+        steps = [p for p in folder.glob("*") if p.name.isdigit() and (p / "state").is_dir()]
+        if steps:
+            return max(steps, key=lambda p: int(p.name))
+    raise FileNotFoundError(f"{path}: holds no checkpoint, nor is it one")
+
+
+def read(path: Path, wanted: Callable[[str], bool]) -> Saved:
+    """Read the entries of a checkpoint's state, such as "params", whose name is wanted.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: it cannot be read; the message names it, and another where there is one.
+    """
+    step = find(path)
+    try:
+        config = json.loads((step / "config" / "metadata").read_text())
+        metadata = json.loads((step / "state" / "_METADATA").read_text())
+        state = _read_arrays(step / "state", metadata, wanted)
+    except (OSError, ValueError, KeyError) as error:
+        others = sorted((p.name for p in step.parent.glob("*") if p.name.isdigit()), key=int)
+        rest = ", ".join(name for name in others if name != step.name)
+        hint = f"; other checkpoints beside it: {rest}" if rest else ""
+        reason = str(error).split("\n")[0][:200]
+        raise ValueError(f"{step}: cannot be read: {reason}{hint}") from None
+    return Saved(step, config, int(state.pop("step")), state)
+
+
+def _read_arrays(folder: Path, metadata: Tree, wanted: Callable[[str], bool]) -> Tree:
+    kind = "zarr3" if metadata.get("use_zarr3") else "zarr"
+    pending = {}
+    for key, entry in metadata["tree_metadata"].items():
+        names = ast.literal_eval(key)  # "('params', 'student', ...)"
+        empty = entry["value_metadata"]["value_type"] == "None"
+        if not empty and (names[0] == "step" or wanted(names[0])):
+            spec = {
+                "driver": kind,
+                "kvstore": {
+                    "driver": "ocdbt",
+                    "base": {"driver": "file", "path": str(folder.absolute())},
+                    "path": ".".join(names) + "/",
+                },
+            }
+            pending[names] = tensorstore.open(spec, open=True, read=True)
+    reads = {names: future.result().read() for names, future in pending.items()}
+    tree: Tree = {}
+    for (*parents, leaf), read in reads.items():
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = np.asarray(read.result())
+    return tree
