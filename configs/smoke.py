@@ -2,10 +2,9 @@
 
   pip install -e ".[demo]" && python -m spidr_jax.main --config=configs/smoke.py
 
-Two things keep so small a run from collapsing,
-in which loss and perplexity fall together: the codebooks' decay, and a positional convolution that
-sees 10 frames to each side instead of 45 of the crop's 144. With the published one the codes come
-to stand for the position in the crop: loss 0.1 after 600 steps, PNMI 0.15, nearly all silence.
+Two things keep so small a run from collapsing: the codebooks' decay, and a positional convolution
+that sees 10 frames to each side instead of 45 of the crop's 144. With the published one the codes
+come to stand for the position in the crop: loss 0.1 after 600 steps, PNMI 0.15, nearly all silence.
 """
 
 import os
