@@ -28,11 +28,13 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, position: dict[str, Any], config: dict[str, Any]) -> None:
-        """Save the state after `step` finished steps; returns before it is written.
+        """Save the state after `step` finished steps, if it is not; returns before it is written.
 
         Raises:
             OSError: there is no room for it, or the last save failed in the background.
         """
+        if step == self._manager.latest_step():
+            return
         needed, free = _num_bytes(state), shutil.disk_usage(self._manager.directory).free
         if needed > free:
             raise OSError(

@@ -19,22 +19,22 @@ SAMPLE_RATE = 16_000
 class ProgressLog:
     """One line per interval; its values are fetched while the next step already runs."""
 
-    def __init__(
-        self, writer: MetricsWriter, start: int, steps: int, layers: Sequence[int]
-    ) -> None:
-        """Begin after `start` finished steps of `steps`; codebooks are those of `layers`."""
+    def __init__(self, writer: MetricsWriter, steps: int, layers: Sequence[int]) -> None:
+        """Begin a run that ends after `steps`; codebooks are those of `layers`."""
         self._writer, self._steps, self._layers = writer, steps, layers
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._skipped = 0
-        self._begin(start)
+        self._compiling = True
+        self._begin()
 
-    def _begin(self, step: int) -> None:
-        self._step, self._time = step, time.perf_counter()
-        self._samples, self._data_wait = 0, 0.0
+    def _begin(self) -> None:
+        self._time = time.perf_counter()
+        self._counted, self._samples, self._data_wait = 0, 0, 0.0
 
     def count(self, samples: int, data_wait: float) -> None:
         """Count a step that has just been dispatched, and write the line that waits for it."""
         self.flush()
+        self._counted += 1
         self._samples += samples
         self._data_wait += data_wait
 
@@ -52,12 +52,14 @@ class ProgressLog:
         values["audio_seconds_per_second"] = self._samples / SAMPLE_RATE / elapsed
         values["data_wait"] = self._data_wait
         self._writer.write(step, values)
-        left = (self._steps - step) * elapsed / max(1, step - self._step)
-        print(_line(step, self._steps, values, left), flush=True)
+        left = datetime.timedelta(seconds=round((self._steps - step) * elapsed / self._counted))
+        ending = f"{elapsed:.0f} s with compilation" if self._compiling else f"left {left}"
+        print(f"{_line(step, self._steps, values)}  {ending}", flush=True)
         if values["skipped"] > self._skipped:
             self._skipped = values["skipped"]
             print(f"warning: {self._skipped} updates skipped so far: loss or gradient not finite")
-        self._begin(step)
+        self._compiling = False
+        self._begin()
 
     def _flatten(self, values: Mapping[str, Any]) -> dict[str, Any]:
         flat = {}
@@ -70,7 +72,7 @@ class ProgressLog:
         return flat
 
 
-def _line(step: int, steps: int, values: Mapping[str, Any], left: float) -> str:
+def _line(step: int, steps: int, values: Mapping[str, Any]) -> str:
     return (
         f"step {step:>{len(str(steps))}}/{steps}"
         f"  loss {values['loss']:.3f}"
@@ -79,7 +81,6 @@ def _line(step: int, steps: int, values: Mapping[str, Any], left: float) -> str:
         f"  active {values['active_codes']:.1f}"
         f"  lr {values['learning_rate']:.1e}"
         f"  audio {values['audio_seconds_per_second']:,.0f} s/s"
-        f"  left {datetime.timedelta(seconds=round(left))}"
     )
 
 

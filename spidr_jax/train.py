@@ -122,7 +122,7 @@ def train(run: Run, state: TrainState) -> int:
         progress.introduce(run.folder, run.plan, run.step_config, state)
         _evaluate(run, state, writer)
         if start < steps:
-            log = ProgressLog(writer, start, steps, run.step_config.model.codebook_layers)
+            log = ProgressLog(writer, steps, run.step_config.model.codebook_layers)
             state = _loop(run, state, log, stop)
             _evaluate(run, state, writer)
         run.checkpoints.wait()
