@@ -109,14 +109,14 @@ def report_quality(step: int, name: str, measured: Mapping[int, UnitsQuality]) -
     print(f"PNMI of units on {name} after step {step}: {layers}", flush=True)
 
 
-def conclude(folder: Path, step: int, steps: int) -> None:
+def conclude(folder: Path, step: int, steps: int, saved: int | None) -> None:
     """Say where the run lies, how unit quality moved, and what to do next."""
     lines = read(folder / "metrics.jsonl")
     for name in [n for n in lines[0] if "_pnmi_" in n and n in lines[-1]] if lines else []:
         print(f"{name}: {lines[0][name]:.3f} at step {lines[0]['step']}, {lines[-1][name]:.3f} now")
     print(
         f"{'finished' if step == steps else 'stopped'} after step {step} of {steps}\n"
-        f"run: {folder} (metrics.jsonl, config.json, checkpoints/{step})\n"
+        f"run: {folder} (metrics.jsonl, config.json, checkpoints/{saved})\n"
         f"next: the same command goes on from here; --config.steps={2 * steps} trains longer",
         flush=True,
     )

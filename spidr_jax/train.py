@@ -127,7 +127,7 @@ def train(run: Run, state: TrainState) -> int:
             _evaluate(run, state, writer)
         run.checkpoints.wait()
         saved = run.checkpoints.latest()
-    progress.conclude(run.folder, int(state.step), steps)
+    progress.conclude(run.folder, int(state.step), steps, saved)
     if saved != int(state.step):
         raise OSError(f"the end of the run is not saved: the newest checkpoint is {saved}")
     return 130 if stop.signal == signal.SIGINT else 0
