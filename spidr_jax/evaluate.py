@@ -2,8 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from spidr_jax import extract, model
 from spidr_jax.data import audio
 from spidr_jax.data.corpus import Corpus, open_manifest
@@ -49,7 +47,7 @@ def unit_quality(
 ) -> dict[int, quality.UnitsQuality]:
     """Quality of the units of each predicted layer, by layer number."""
     rows = sorted(evaluation.corpus, key=lambda row: row.num_samples)
-    utterances = ((row.fileid, _standardised(audio.read_pcm(row))) for row in rows)
+    utterances = ((row.fileid, audio.standardised(audio.read_pcm(row))) for row in rows)
     units = dict(extract.extract_units(units_fn, params, config, utterances))
     return {
         layer: quality.units_quality(
@@ -58,8 +56,3 @@ def unit_quality(
         )
         for k, layer in enumerate(config.codebook_layers)
     }
-
-
-def _standardised(pcm: np.ndarray) -> np.ndarray:
-    mean, inv_std = audio.standardisation(pcm)
-    return (pcm - mean) * inv_std

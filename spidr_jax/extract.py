@@ -122,8 +122,7 @@ def _readable(
         if isinstance(pcm, str):
             problems.append(pcm)
         else:
-            mean, inv_std = audio.standardisation(pcm)
-            yield row.fileid, (pcm - mean) * inv_std
+            yield row.fileid, audio.standardised(pcm)
 
 
 def _layers(text: str) -> tuple[int, ...]:

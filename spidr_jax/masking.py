@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from spidr_jax.checks import check_fields
+
 SELECTIONS = ("static", "uniform", "normal", "poisson")
 
 
@@ -39,9 +41,7 @@ class MaskingConfig:
             ("mask_min_space", self.mask_min_space >= 0, "an integer from 0"),
             ("group_rows", self.group_rows >= 1, "an integer from 1"),
         )
-        for name, ok, allowed in checks:
-            if not ok:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: allowed is {allowed}")
+        check_fields(self, checks)
 
 
 def sample_spans(

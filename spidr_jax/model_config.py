@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from spidr_jax.checks import check_fields
+
 CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 
 
@@ -64,8 +66,7 @@ class ModelConfig:
         )
 
     def _check(self, name: str, ok: bool, allowed: str) -> None:
-        if not ok:
-            raise ValueError(f"{name} = {getattr(self, name)!r}: allowed is {allowed}")
+        check_fields(self, [(name, ok, allowed)])
 
     @property
     def codebook_layers(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from spidr_jax.checks import check_fields
 from spidr_jax.model_config import ModelConfig
 
 SCHEDULES = ("tristage", "cosine", "rsqrt", "constant")
@@ -66,9 +67,7 @@ class OptimizerConfig:
             ("rsqrt_timescale", self.rsqrt_timescale >= 1, "an integer from 1"),
             ("rsqrt_shift", self.rsqrt_shift >= 0, "an integer from 0"),
         )
-        for name, ok, allowed in checks:
-            if not ok:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: allowed is {allowed}")
+        check_fields(self, checks)
 
 
 def learning_rate(config: OptimizerConfig, step: jax.Array) -> jax.Array:

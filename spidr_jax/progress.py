@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 
+from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.data.plan import Plan
 from spidr_jax.eval.quality import UnitsQuality
 from spidr_jax.metrics import MetricsWriter, read
 from spidr_jax.train_step import StepConfig, TrainState
-
-SAMPLE_RATE = 16_000
 
 
 class ProgressLog:

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spidr_jax.checks import check_fields
+
 SCHEDULES = ("exponential", "linear")
 Tree = dict[str, Any]
 
@@ -45,9 +47,7 @@ class TeacherConfig:
             ("final_decay", 0 <= self.final_decay <= 1, "0 to 1"),
             ("final_step", self.final_step >= 1, "an integer from 1"),
         )
-        for name, ok, allowed in checks:
-            if not ok:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: allowed is {allowed}")
+        check_fields(self, checks)
 
 
 def init(student: Tree, fresh: Tree) -> Tree:

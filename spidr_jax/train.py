@@ -34,6 +34,7 @@ class Run:
     evaluations: list[evaluate.EvaluationSet]
     checkpoints: Checkpoints
     mesh: Mesh
+    units_fn: extract.UnitsFn
 
 
 def open_run(config: ConfigDict) -> Run:
@@ -67,7 +68,8 @@ def open_run(config: ConfigDict) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
     step_config = config_lib.step_config(config)
-    return Run(config, step_config, folder, sources, plan, evaluations, checkpoints, mesh)
+    units_fn = extract.make_units_fn(step_config.model, step_config.dtype)
+    return Run(config, step_config, folder, sources, plan, evaluations, checkpoints, mesh, units_fn)
 
 
 def build_state(run: Run) -> TrainState:
@@ -198,13 +200,12 @@ def _evaluate(run: Run, state: TrainState, writer: MetricsWriter) -> None:
     if step not in (0, run.config.steps) or jax.process_index() > 0:
         return
     model_config = run.step_config.model
-    units_fn = extract.make_units_fn(model_config, run.step_config.dtype)
     for evaluation in run.evaluations:
         names = {layer: f"{evaluation.name}_pnmi_{layer}" for layer in model_config.codebook_layers}
         if writer.has(step, names[model_config.encoder_num_layers]):
             continue
         params = jax.device_get(state.params)
-        measured = evaluate.unit_quality(units_fn, params, model_config, evaluation)
+        measured = evaluate.unit_quality(run.units_fn, params, model_config, evaluation)
         writer.write(step, {names[layer]: measured[layer].pnmi for layer in measured})
         progress.report_quality(step, evaluation.name, measured)
 

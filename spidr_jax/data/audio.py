@@ -158,3 +158,9 @@ def standardisation(pcm: np.ndarray) -> tuple[np.float32, np.float32]:
         square += float(np.einsum("ij,ij->i", wave, wave).sum(dtype=np.float64))
     variance = square / len(pcm) - (mean - middle) ** 2
     return np.float32(mean), np.float32(1.0 / np.sqrt(variance + _EPSILON * _FULL_SCALE**2))
+
+
+def standardised(pcm: np.ndarray) -> np.ndarray:
+    """Standardise a whole utterance int16 [S] by `standardisation`: float32 [S]."""
+    mean, inv_std = standardisation(pcm)
+    return (pcm - mean) * inv_std
