@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.freeze_step = 200_000  # extractor and projection do not train after so many steps
     config.precision = "bfloat16"  # of the computation; state, sums and losses are float32
     config.log_every = 200
+    config.watchdog_seconds = 900  # without a finished step, then the process ends; 0: never
     config.evaluation = ""  # name:manifest:alignment,... for unit quality at start and end
 
     config.model = ConfigDict()

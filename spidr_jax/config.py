@@ -15,7 +15,14 @@ from spidr_jax.teacher import TeacherConfig
 from spidr_jax.train_step import StepConfig
 
 PRECISIONS = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
-FREE = ("workdir", "steps", "log_every", "evaluation", "checkpoint")  # may change on resume
+FREE = (
+    "workdir",
+    "steps",
+    "log_every",
+    "evaluation",
+    "checkpoint",
+    "watchdog_seconds",
+)  # may change on resume
 Section = TypeVar("Section")
 
 
@@ -32,6 +39,7 @@ def validate(config: ConfigDict) -> None:
         "steps": 1,
         "log_every": 1,
         "freeze_step": 0,
+        "watchdog_seconds": 0,
         "checkpoint.every": 1,
         "checkpoint.keep": 1,
         "data.num_rungs": 1,
