@@ -18,12 +18,22 @@ class Checkpoints:
     """The checkpoints under a run's folder; saving goes on in the background."""
 
     def __init__(self, folder: Path, keep: int) -> None:
-        """Open or make `folder`; the last `keep` checkpoints stay."""
+        """Open or make `folder`; the last `keep` checkpoints stay.
+
+        Raises:
+            ValueError: the processes see different folders.
+        """
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
             preservation_policy=preservation_policy.LatestN(keep),
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        newest = processes.gather(-1 if (step := self.latest()) is None else step)
+        if len(set(newest)) > 1:
+            raise ValueError(
+                f"{folder} must be one folder for all processes; their newest checkpoints "
+                f"(-1 for none) are {newest}"
+            )
 
     def latest(self) -> int | None:
         """The newest step saved, None if there is none."""

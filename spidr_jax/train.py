@@ -150,7 +150,7 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
     config, freeze_step = run.config, run.step_config.freeze_step
     start = int(state.step)
     key = jax.random.split(jax.random.key(config.seed))[1]
-    step_fn = compile_step(run, start >= freeze_step)
+    step_fn, compiled = compile_step(run, start >= freeze_step), set[tuple[int, ...]]()
     batches = pipeline.batches(
         run.sources,
         run.plan,
@@ -175,11 +175,14 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
                 batches.bad.check()
             except pipeline.BadDataError as error:
                 stop.request(error)  # of this process alone: it goes on with all until they stop
+            if (shape := batch["waveforms"].shape) not in compiled:
+                watchdog.beat(f"compilation of step {step}", watchdog.SLOW_SECONDS)
+                compiled.add(shape)
             state, values = step_fn(state, batch, key)
             log.count(batch["waveforms"].size, batches.data_wait)
             if step == freeze_step:
                 state = _freeze(run, state)
-                step_fn = compile_step(run, frozen=True)
+                step_fn, compiled = compile_step(run, frozen=True), set()
             ends = step == config.steps
             if step % config.log_every == 0 or step == 1 or ends:
                 log.add(step, values | {"bad_rows": sum(processes.gather(batches.bad.bad_rows))})
