@@ -4,6 +4,7 @@ import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from spidr_jax import config as config_lib
-from spidr_jax import evaluate, extract, optim, progress, sharding, train_step
+from spidr_jax import evaluate, extract, optim, progress, resume, sharding, train_step
 from spidr_jax.checkpoint import Checkpoints
 from spidr_jax.data import pipeline
 from spidr_jax.data.plan import Plan, make_plan
-from spidr_jax.data.sources import Source, open_sources
+from spidr_jax.data.sources import Rows, Source, open_sources
+from spidr_jax.health import NotFiniteError, SkippedUpdates
 from spidr_jax.metrics import MetricsWriter
 from spidr_jax.progress import ProgressLog
 from spidr_jax.train_step import StepConfig, TrainState
@@ -76,36 +78,40 @@ def build_state(run: Run) -> TrainState:
     """The state that the run starts from: its last checkpoint's, or a new one.
 
     Raises:
-        ValueError: the folder's run has another config or other data, named field by field.
+        ValueError: the folder's run has another config or other data, named field by field; its
+            checkpoint is damaged; `init_from` does not fit.
     """
-    key = jax.random.split(jax.random.key(run.config.seed))[0]
+    config, checkpoints = run.config, run.checkpoints
+    key = jax.random.split(jax.random.key(config.seed))[0]
     init = jax.jit(
         lambda key: train_step.init_state(run.step_config, key),
         out_shardings=sharding.replicated(run.mesh),
     )
-    step = run.checkpoints.latest()
+    step = resume.choose_step(checkpoints, config.resume_step)
     if step is None:
-        return init(key)
-    position, saved = run.checkpoints.read(step)
-    current, imported = config_lib.to_dict(run.config), position["plan"] is None
-    if imported and not position["optimizer"]:
-        raise ValueError(f"{run.folder} holds a model without optimizer state, not a run to go on")
-    changed = config_lib.changes(saved, config_lib.known(current, saved) if imported else current)
-    if not changed and not imported and position["plan"] != run.plan.fingerprint:
-        changed = ["the files or lengths in the manifest"]
-    if changed:
-        raise ValueError(
-            f"{run.folder} holds a run at step {step} of which something has changed: "
-            f"{'; '.join(changed)}. Undo that or choose another config.workdir"
+        if config.resume_step is None:
+            resume.check_unstarted(run.folder, config.checkpoint.every)
+        state = init(key)
+        state = resume.adopt(state, config.init_from) if config.init_from else state
+    else:
+        resume.check_unchanged(
+            checkpoints,
+            step,
+            config_lib.to_dict(config),
+            config_lib.allowed_changes(config),
+            run.plan.fingerprint,
         )
-    target = jax.eval_shape(init, key)
-    if step >= run.step_config.freeze_step:
-        target = _freeze(run, target)
-    everywhere = sharding.replicated(run.mesh)
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), target
-    )
-    return run.checkpoints.restore(step, placed)
+        target = jax.eval_shape(init, key)
+        if step >= run.step_config.freeze_step:
+            target = _freeze(run, target)
+        everywhere = sharding.replicated(run.mesh)
+        placed = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), target
+        )
+        state = checkpoints.restore(step, placed)
+    if later := checkpoints.set_aside(step or 0):
+        print(f"checkpoints {later} now lie in {run.folder / 'set_aside'}", flush=True)
+    return state
 
 
 def train(run: Run, state: TrainState) -> int:
@@ -124,7 +130,7 @@ def train(run: Run, state: TrainState) -> int:
         progress.introduce(run.folder, run.plan, run.step_config, state)
         _evaluate(run, state, writer)
         if start < steps:
-            log = ProgressLog(writer, steps, run.step_config.model.codebook_layers)
+            log = ProgressLog(writer, steps, run.step_config.model)
             state = _loop(run, state, log, stop)
             _evaluate(run, state, writer)
         run.checkpoints.wait()
@@ -140,6 +146,7 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: "StopRequest") ->
     start = int(state.step)
     key = jax.random.split(jax.random.key(config.seed))[1]
     step_fn = compile_step(run, start >= freeze_step)
+    skipped = SkippedUpdates(int(state.skipped), config.max_skipped, partial(_describe_batch, run))
     batches = pipeline.batches(
         run.sources,
         run.plan,
@@ -160,6 +167,12 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: "StopRequest") ->
                 raise
             state, values = step_fn(state, batch, key)
             log.count(batch["waveforms"].size, batches.data_wait)
+            try:
+                skipped.add(step, values["skipped"])
+            except NotFiniteError:
+                log.flush()
+                _save(run, state, step)
+                raise
             if step == freeze_step:
                 state = _freeze(run, state)
                 step_fn = compile_step(run, frozen=True)
@@ -187,11 +200,18 @@ def _freeze(run: Run, state: TrainState) -> TrainState:
 
 def _save(run: Run, state: TrainState, step: int) -> None:
     """Save in the background; a full disk is no reason to stop, as there may be room later."""
-    position = {"step": step, "plan": run.plan.fingerprint}
+    position = {"step": step, "plan": run.plan.fingerprint, "versions": resume.versions()}
     try:
         run.checkpoints.save(step, state, position, config_lib.to_dict(run.config))
     except OSError as error:
         print(f"warning: {error}", flush=True)
+
+
+def _describe_batch(run: Run, step: int) -> str:
+    """Name the utterances that step number `step`, from 1, trains on."""
+    batch, rows = run.plan.batch(step - 1), Rows(run.sources)
+    names = ", ".join(rows[row].fileid for row in batch.rows.tolist())
+    return f"{len(batch.rows)} x {batch.num_samples} samples, epoch {batch.epoch}: {names}"
 
 
 def _evaluate(run: Run, state: TrainState, writer: MetricsWriter) -> None:
