@@ -33,6 +33,7 @@ class Checkpoints:
             preservation_policy=preservation_policy.LatestN(keep),
         )
         self.folder = folder.absolute()
+        self._saving: int | None = None
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
@@ -47,7 +48,7 @@ class Checkpoints:
         """Save the state after `step` finished steps, if it is not; returns before it is written.
 
         Raises:
-            OSError: there is no room for it, or the last save failed in the background.
+            OSError: there is no room for it. What happens in the background, `wait` tells.
         """
         if step == self._manager.latest_step():
             return
@@ -62,7 +63,8 @@ class Checkpoints:
             data=ocp_args.JsonSave(position),
             config=ocp_args.JsonSave(config),
         )
-        with _as_os_error(f"checkpoint {step}, or the one before it, was not written"):
+        self._saving = step
+        with _as_os_error(f"checkpoint {step} was not written"):
             self._manager.save(step, args=items)
 
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -106,14 +108,20 @@ class Checkpoints:
         return later
 
     def wait(self) -> None:
-        """Wait for the last save.
+        """Wait for the last save, and remove what it has left if it failed.
 
         Raises:
             OSError: it failed.
         """
-        with _as_os_error("the last checkpoint was not written"):
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+        try:
+            with _as_os_error(f"checkpoint {self._saving} was not written"):
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
+        except OSError:
+            if jax.process_index() == 0:  # a full disk needs the room
+                for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(partial, ignore_errors=True)
+            raise
 
     def close(self) -> None:
         """Stop the background threads."""

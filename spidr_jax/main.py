@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import CRITICAL, getLogger
 from pathlib import Path
 
 import jax
@@ -49,6 +50,8 @@ def resolve(argv: Sequence[str]) -> ConfigDict:
 def main(argv: Sequence[str]) -> int:
     """Check the config, make the embedded corpus if it names one, train."""
     logging.set_verbosity(logging.WARNING)
+    for name in ("absl", "asyncio"):  # Orbax's threads say there at length what it also raises
+        getLogger(name).setLevel(CRITICAL)
     with one_line_errors(ValueError, OSError, ImportError):
         config = resolve(argv)
         if config.precision == "float32":

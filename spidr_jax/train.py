@@ -133,7 +133,7 @@ def train(run: Run, state: TrainState) -> int:
             log = ProgressLog(writer, steps, run.step_config.model)
             state = _loop(run, state, log, stop)
             _evaluate(run, state, writer)
-        run.checkpoints.wait()
+        _warn_if_unsaved(run.checkpoints.wait)
         saved = run.checkpoints.latest()
     progress.conclude(run.folder, int(state.step), steps, saved)
     if saved != int(state.step):
@@ -201,8 +201,14 @@ def _freeze(run: Run, state: TrainState) -> TrainState:
 def _save(run: Run, state: TrainState, step: int) -> None:
     """Save in the background; a full disk is no reason to stop, as there may be room later."""
     position = {"step": step, "plan": run.plan.fingerprint, "versions": resume.versions()}
+    config = config_lib.to_dict(run.config)
+    _warn_if_unsaved(run.checkpoints.wait)
+    _warn_if_unsaved(partial(run.checkpoints.save, step, state, position, config))
+
+
+def _warn_if_unsaved(action: Callable[[], None]) -> None:
     try:
-        run.checkpoints.save(step, state, position, config_lib.to_dict(run.config))
+        action()
     except OSError as error:
         print(f"warning: {error}", flush=True)
 
