@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from spidr_jax import orbax_files
+from spidr_jax import orbax_files, processes
 
 
 class DamagedError(ValueError):
@@ -52,11 +52,12 @@ class Checkpoints:
         """
         if step == self._manager.latest_step():
             return
-        needed, free = _num_bytes(state), shutil.disk_usage(self.folder).free
-        if needed > free:
+        needed = (_num_bytes(state) >> 20) + 1
+        free = processes.gather(shutil.disk_usage(self.folder).free >> 20)[0]
+        if needed > free:  # the first process decides for all
             raise OSError(
                 f"no room for checkpoint {step} in {self.folder}: "
-                f"{needed >> 20} MiB needed, {free >> 20} MiB free"
+                f"{needed} MiB needed, {free} MiB free"
             )
         items = ocp_args.Composite(
             state=ocp_args.StandardSave(state),

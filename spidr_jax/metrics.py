@@ -37,6 +37,23 @@ class MetricsWriter:
         self._file.close()
 
 
+class NoMetrics(MetricsWriter):
+    """Writes nothing: for the processes beside the one that writes for all."""
+
+    def __init__(self) -> None:
+        """Open no file."""
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write nothing."""
+
+    def has(self, step: int, name: str) -> bool:
+        """Nothing is written."""
+        return False
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file, without one that a crash cut."""
     lines = []

@@ -41,7 +41,8 @@ class ProgressLog:
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Log the metrics of a step, as soon as the next one is dispatched or at `flush`."""
-        self._pending = (step, dict(values))
+        if jax.process_index() == 0:  # they are the same in all processes
+            self._pending = (step, dict(values))
 
     def flush(self) -> None:
         """Write the line that waits, if there is one."""

@@ -8,8 +8,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def make_mesh() -> Mesh:
-    """A mesh of all devices of all processes, along the axis "data"."""
-    return Mesh(np.array(jax.devices()), ("data",))
+    """A mesh of all devices along the axis "data", those of a process next to each other."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), ("data",))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -99,7 +99,7 @@ def test_many_in_a_row_stop_the_run_with_the_last_good_state_saved(
     monkeypatch.undo()
     folder = tmp_path / "run" / "checkpoints"
     newest = orbax_files.find(folder)
-    assert int(newest.name) in (5, 6)  # noticed a step late
+    assert int(newest.name) == 6  # noticed a step late
     good, saved = (
         orbax_files.read(path, lambda name: name != "skipped").state
         for path in (folder / "2", newest)
@@ -181,12 +181,14 @@ def train_until_killed(config: dict[str, Any], seconds: float, in_save: bool) ->
 
 @pytest.mark.slow
 def test_kill_9_loses_nothing_but_what_came_after_the_last_save(
-    manifest: Path, tmp_path: Path
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny.config(manifest, tmp_path / "killed")
     config.steps = 400
     config.freeze_step = 30
     config.checkpoint.update(every=1, keep=2)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["spidr_jax.train"])
     folder, draw = tmp_path / "killed" / "checkpoints", random.Random(0)
