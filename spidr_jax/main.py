@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import CRITICAL, getLogger
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from spidr_jax import config as config_lib
 from spidr_jax import processes, train, watchdog
 from spidr_jax.data.pipeline import BadDataError
 from spidr_jax.data.toy import make_corpus
+from spidr_jax.health import NotFiniteError
 
 CORPUS_SECONDS = 1800  # that the other processes wait for the one that makes the corpus
 
@@ -50,6 +52,8 @@ def resolve(argv: Sequence[str]) -> ConfigDict:
 def main(argv: Sequence[str]) -> int:
     """Join the other processes, check the config, make the corpus if it is embedded, train."""
     logging.set_verbosity(logging.WARNING)
+    for name in ("absl", "asyncio"):  # Orbax's threads say there at length what it also raises
+        getLogger(name).setLevel(CRITICAL)
     with one_line_errors(ValueError, RuntimeError):
         processes.start()
     with processes.together():
@@ -70,7 +74,7 @@ def run(config: ConfigDict) -> int:
             jax.config.update("jax_default_matmul_precision", "float32")
         opened = train.open_run(config)
         state = train.build_state(opened)
-    with one_line_errors(OSError, BadDataError):
+    with one_line_errors(OSError, BadDataError, NotFiniteError):
         return train.train(opened, state)
 
 

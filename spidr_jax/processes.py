@@ -115,6 +115,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def say(text: str) -> None:
+    """Print what all processes know, once."""
+    if is_first():
+        print(text, flush=True)
+
+
 def name() -> str:
     """What begins a line of this process: its number, nothing where it is the only one."""
     number = jax.process_count()

@@ -2,7 +2,7 @@
 
 import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,20 @@ import jax
 from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.data.plan import Plan
 from spidr_jax.eval.quality import UnitsQuality
+from spidr_jax.health import Collapse
 from spidr_jax.metrics import MetricsWriter, read
+from spidr_jax.model_config import ModelConfig
 from spidr_jax.train_step import StepConfig, TrainState
 
 
 class ProgressLog:
     """One line per interval; its values are fetched while the next step already runs."""
 
-    def __init__(self, writer: MetricsWriter, steps: int, layers: Sequence[int]) -> None:
-        """Begin a run that ends after `steps`; codebooks are those of `layers`."""
-        self._writer, self._steps, self._layers = writer, steps, layers
+    def __init__(self, writer: MetricsWriter, steps: int, model: ModelConfig) -> None:
+        """Begin a run of `model` that ends after `steps`."""
+        self._writer, self._steps, self._layers = writer, steps, model.codebook_layers
+        self._collapse = Collapse(model.codebook_size)
         self._pending: tuple[int, dict[str, Any]] | None = None
-        self._skipped = 0
         self._compiling = True
         self._begin()
 
@@ -55,9 +57,7 @@ class ProgressLog:
         left = datetime.timedelta(seconds=round((self._steps - step) * elapsed / self._counted))
         ending = f"{elapsed:.0f} s with compilation" if self._compiling else f"left {left}"
         print(f"{_line(step, self._steps, values)}  {ending}", flush=True)
-        if values["skipped"] > self._skipped:
-            self._skipped = values["skipped"]
-            print(f"warning: {self._skipped} updates skipped so far: loss or gradient not finite")
+        self._collapse.check(step, {k: values[f"target_ppl_{k}"] for k in self._layers})
         self._compiling = False
         self._begin()
 

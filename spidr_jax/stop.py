@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from spidr_jax import processes
+
 
 class Stop:
     """Asked of one process, followed by all.
@@ -35,14 +37,22 @@ class Stop:
         if jax.distributed.is_initialized():
             os.kill(os.getpid(), signal.SIGTERM)
 
+    @contextlib.contextmanager
+    def because_of(self, *kinds: type[Exception]) -> Iterator[None]:
+        """Take errors of these kinds as requests: this process goes on until all stop."""
+        try:
+            yield
+        except kinds as error:
+            self.request(error)
+
     def reached(self, step: int) -> bool:
         """Whether all processes stop after this step; to be called after each."""
         if jax.distributed.is_initialized():
             reached = multihost_utils.reached_preemption_sync_point(step)
         else:
             reached = self._requested
-        if reached and jax.process_index() == 0:
-            print(f"asked to stop: saving after this step, {step}", flush=True)
+        if reached:
+            processes.say(f"asked to stop: saving after this step, {step}")
         return reached
 
 

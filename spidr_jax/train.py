@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,22 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from spidr_jax import config as config_lib
-from spidr_jax import evaluate, extract, optim, processes, progress, sharding, train_step, watchdog
+from spidr_jax import (
+    evaluate,
+    extract,
+    optim,
+    processes,
+    progress,
+    resume,
+    sharding,
+    train_step,
+    watchdog,
+)
 from spidr_jax.checkpoint import Checkpoints
 from spidr_jax.data import pipeline
 from spidr_jax.data.plan import Plan, make_plan
-from spidr_jax.data.sources import Source, open_sources
+from spidr_jax.data.sources import Rows, Source, open_sources
+from spidr_jax.health import NotFiniteError, SkippedUpdates
 from spidr_jax.metrics import MetricsWriter, NoMetrics
 from spidr_jax.progress import ProgressLog
 from spidr_jax.stop import Stop, stop_on_signals
@@ -78,36 +90,40 @@ def build_state(run: Run) -> TrainState:
     """The state that the run starts from: its last checkpoint's, or a new one.
 
     Raises:
-        ValueError: the folder's run has another config or other data, named field by field.
+        ValueError: the folder's run has another config or other data, named field by field; its
+            checkpoint is damaged; `init_from` does not fit.
     """
-    key = jax.random.split(jax.random.key(run.config.seed))[0]
+    config, checkpoints = run.config, run.checkpoints
+    key = jax.random.split(jax.random.key(config.seed))[0]
     init = jax.jit(
         lambda key: train_step.init_state(run.step_config, key),
         out_shardings=sharding.replicated(run.mesh),
     )
-    step = run.checkpoints.latest()
+    step = resume.choose_step(checkpoints, config.resume_step)
     if step is None:
-        return init(key)
-    position, saved = run.checkpoints.read(step)
-    current, imported = config_lib.to_dict(run.config), position["plan"] is None
-    if imported and not position["optimizer"]:
-        raise ValueError(f"{run.folder} holds a model without optimizer state, not a run to go on")
-    changed = config_lib.changes(saved, config_lib.known(current, saved) if imported else current)
-    if not changed and not imported and position["plan"] != run.plan.fingerprint:
-        changed = ["the files or lengths in the manifest"]
-    if changed:
-        raise ValueError(
-            f"{run.folder} holds a run at step {step} of which something has changed: "
-            f"{'; '.join(changed)}. Undo that or choose another config.workdir"
+        if config.resume_step is None:
+            resume.check_unstarted(run.folder, config.checkpoint.every)
+        state = init(key)
+        state = resume.adopt(state, config.init_from) if config.init_from else state
+    else:
+        resume.check_unchanged(
+            checkpoints,
+            step,
+            config_lib.to_dict(config),
+            config_lib.allowed_changes(config),
+            run.plan.fingerprint,
         )
-    target = jax.eval_shape(init, key)
-    if step >= run.step_config.freeze_step:
-        target = _freeze(run, target)
-    everywhere = sharding.replicated(run.mesh)
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), target
-    )
-    return run.checkpoints.restore(step, placed)
+        target = jax.eval_shape(init, key)
+        if step >= run.step_config.freeze_step:
+            target = _freeze(run, target)
+        everywhere = sharding.replicated(run.mesh)
+        placed = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), target
+        )
+        state = checkpoints.restore(step, placed)
+    if later := checkpoints.set_aside(step or 0):
+        processes.say(f"checkpoints {later} now lie in {run.folder / 'set_aside'}")
+    return state
 
 
 def train(run: Run, state: TrainState) -> int:
@@ -119,6 +135,7 @@ def train(run: Run, state: TrainState) -> int:
     Raises:
         OSError: the end of the run could not be saved; the message names the newest checkpoint.
         BadDataError: too many utterances cannot be read; what was trained is saved.
+        NotFiniteError: too many updates in a row were not finite; what was trained is saved.
     """
     start, steps = int(state.step), run.config.steps
     if processes.is_first():
@@ -130,11 +147,11 @@ def train(run: Run, state: TrainState) -> int:
     with closing(writer), closing(run.checkpoints), stop_on_signals() as stop:
         _evaluate(run, state, writer)
         if start < steps:
-            log = ProgressLog(writer, steps, run.step_config.model.codebook_layers)
+            log = ProgressLog(writer, steps, run.step_config.model)
             state = _loop(run, state, log, stop)
             _evaluate(run, state, writer)
         watchdog.beat("writing the last checkpoint")
-        run.checkpoints.wait()
+        _warn_if_unsaved(run.checkpoints.wait)
         saved = run.checkpoints.latest()
     if stop.error:
         processes.leave()  # the others have no error: only after they have left may this one fail
@@ -151,6 +168,7 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
     start = int(state.step)
     key = jax.random.split(jax.random.key(config.seed))[1]
     step_fn, compiled = compile_step(run, start >= freeze_step), set[tuple[int, ...]]()
+    skipped = SkippedUpdates(int(state.skipped), config.max_skipped, partial(_describe_batch, run))
     batches = pipeline.batches(
         run.sources,
         run.plan,
@@ -171,15 +189,14 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
                 if jax.process_count() == 1:  # a save needs all processes
                     _save(run, state, step - 1)
                 raise
-            try:
-                batches.bad.check()
-            except pipeline.BadDataError as error:
-                stop.request(error)  # of this process alone: it goes on with all until they stop
             if (shape := batch["waveforms"].shape) not in compiled:
                 watchdog.beat(f"compilation of step {step}", watchdog.SLOW_SECONDS)
                 compiled.add(shape)
             state, values = step_fn(state, batch, key)
             log.count(batch["waveforms"].size, batches.data_wait)
+            with stop.because_of(NotFiniteError, pipeline.BadDataError):
+                skipped.add(step, values["skipped"])
+                batches.bad.check()
             if step == freeze_step:
                 state = _freeze(run, state)
                 step_fn, compiled = compile_step(run, frozen=True), set()
@@ -192,6 +209,8 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
                 _save(run, state, step)
             if stops:
                 break
+        with stop.because_of(NotFiniteError):
+            skipped.flush()
     return state
 
 
@@ -208,11 +227,24 @@ def _freeze(run: Run, state: TrainState) -> TrainState:
 
 def _save(run: Run, state: TrainState, step: int) -> None:
     """Save in the background; a full disk is no reason to stop, as there may be room later."""
-    position = {"step": step, "plan": run.plan.fingerprint}
+    position = {"step": step, "plan": run.plan.fingerprint, "versions": resume.versions()}
+    config = config_lib.to_dict(run.config)
+    _warn_if_unsaved(run.checkpoints.wait)
+    _warn_if_unsaved(partial(run.checkpoints.save, step, state, position, config))
+
+
+def _warn_if_unsaved(action: Callable[[], None]) -> None:
     try:
-        run.checkpoints.save(step, state, position, config_lib.to_dict(run.config))
+        action()
     except OSError as error:
         print(f"warning: {processes.name()}{error}", flush=True)
+
+
+def _describe_batch(run: Run, step: int) -> str:
+    """Name the utterances that step number `step`, from 1, trains on."""
+    batch, rows = run.plan.batch(step - 1), Rows(run.sources)
+    names = ", ".join(rows[row].fileid for row in batch.rows.tolist())
+    return f"{len(batch.rows)} x {batch.num_samples} samples, epoch {batch.epoch}: {names}"
 
 
 def _evaluate(run: Run, state: TrainState, writer: MetricsWriter) -> None:

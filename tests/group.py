@@ -1,4 +1,4 @@
-"""Starts the processes of a run on this machine, as a launcher would, and collects what they say."""
+"""Starts the processes of a run on this machine, as a launcher would; collects what they say."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ class Group:
             main = [str(folder / "entry.py")]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            address = "127.0.0.1:%d" % free.getsockname()[1]
+            address = f"127.0.0.1:{free.getsockname()[1]}"
         self.outputs = [folder / f"output{i}" for i in range(number)]
         self.processes = []
         for i, path in enumerate(self.outputs):
