@@ -56,10 +56,9 @@ done
 
 status=0
 while ((${#running[@]})); do
-    ended=
     wait -n -p ended "${running[@]}"
     code=$?
-    [[ -n $ended ]] || continue # a signal came
+    [[ -n ${ended:-} ]] || continue # a signal came
     left=()
     for process in "${running[@]}"; do
         [[ $process == "$ended" ]] || left+=("$process")

@@ -18,7 +18,7 @@ import tiny
 import yaml
 from group import environment
 
-from spidr_jax import metrics, processes
+from spidr_jax import metrics, processes, train
 
 LAUNCH = tiny.REPOSITORY / "launch"
 JOBSET = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
@@ -70,8 +70,12 @@ def stand_ins(tmp_path: Path) -> dict[str, str]:
     folder = tmp_path / "bin"
     folder.mkdir()
     texts = {
-        # "python FLAGS... STATUS": ends at once with a status, or with 0 after SIGTERM
-        "python": 'trap "echo saved >>$LOG; exit 0" TERM\necho "python $*" >>$LOG\n'
+        # "python FLAGS... STATUS" ends at once with the status; "endless" waits for a signal
+        "python": 'trap "echo saved >>$LOG; exit 0" TERM\ntrap "echo saved >>$LOG; exit 130" INT\n'
+        'if [ "$1" = -c ]; then echo 4321; exit; fi\n'
+        'if [ -n "$JAX_PROCESS_ID" ]; then echo "process $JAX_PROCESS_ID of $JAX_NUM_PROCESSES '
+        'at $JAX_COORDINATOR_ADDRESS, devices $JAX_LOCAL_DEVICE_IDS" >>$LOG; fi\n'
+        'echo "python $*" >>$LOG\n'
         '[ "${@: -1}" = endless ] || exit "${@: -1}"\nwhile :; do sleep 0.05; done',
         "srun": 'echo "srun $*" >>$LOG\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"',
         "scontrol": 'echo "scontrol $*" >>$LOG',
@@ -85,14 +89,15 @@ def stand_ins(tmp_path: Path) -> dict[str, str]:
     return os.environ | slurm | {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-def run_with_signal(command: list[str], env: dict[str, str], number: int | None) -> tuple[int, str]:
+def run_with_signal(
+    command: list[str], env: dict[str, str], number: int | None, pythons: int = 1
+) -> tuple[int, str]:
     """Send a signal once `python` runs; give the exit status and what the stand-ins noted."""
     log = Path(env["LOG"])
     with subprocess.Popen(command, env=env) as process:
-        while number and not (log.exists() and "python" in log.read_text()):
-            time.sleep(0.02)
-        time.sleep(0.2 if number else 0)
         if number:
+            while not log.exists() or len(re.findall("^python", log.read_text(), re.M)) < pythons:
+                time.sleep(0.02)
             process.send_signal(number)
         status = process.wait(20)
     return status, log.read_text()
@@ -151,6 +156,18 @@ def test_tpu_hosts_get_the_flags_as_they_are(stand_ins: dict[str, str], tmp_path
     assert refused.returncode == 2
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_local_multiprocess_passes_signals_on(
+    stand_ins: dict[str, str], number: int, status: int
+) -> None:
+    command = ["bash", str(LAUNCH / "local_multiprocess.sh"), "2", "endless"]
+    ended, log = run_with_signal(command, stand_ins | {"GPUS": "4"}, number, pythons=2)
+    assert ended == status
+    assert log.count("saved") == 2
+    started = re.findall(r"^process (\d) of 2 at 127\.0\.0\.1:\d+, devices (\S+)$", log, re.M)
+    assert sorted(started) == [("0", "0,1"), ("1", "2,3")]
+
+
 # ---- really run
 
 
@@ -162,20 +179,32 @@ def launch(number: int, flags: list[str], output: Path) -> subprocess.Popen[byte
 
 
 @pytest.mark.slow
-def test_local_multiprocess_passes_signals_on(tmp_path: Path) -> None:
+def test_one_of_two_is_killed_and_the_run_goes_on_from_its_last_save(tmp_path: Path) -> None:
     config = tiny.config(tiny.write_corpus(tmp_path / "corpus"), tmp_path / "run")
     config.update(steps=1_000_000, log_every=1)
+    config.checkpoint.every = 5
     output = tmp_path / "output"
     with launch(2, tiny.flags(config), output) as process:
-        while "step       2/" not in output.read_text():
+        while "step      12/" not in output.read_text():
             assert process.poll() is None, output.read_text()
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130, output.read_text()
-    text = output.read_text()
-    assert text.count("SIGINT: stopping") == 2
-    step = int(re.findall(r"stopped after step (\d+)", text)[0])
-    assert metrics.read(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == step
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        killed = [
+            int(child)
+            for child in children
+            if b"JAX_PROCESS_ID=1\0" in Path(f"/proc/{child}/environ").read_bytes()
+        ]
+        assert len(killed) == 1
+        began = time.monotonic()
+        os.kill(killed[0], signal.SIGKILL)
+        assert process.wait(100) == 128 + signal.SIGKILL, output.read_text()
+        assert time.monotonic() - began < 60
+    assert "process 0 of 2: ended by" in output.read_text()
+    assert "another process ended first" in output.read_text()
+    reached = metrics.read(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+    saved = int(train.build_state(train.open_run(config)).step)
+    assert saved % 5 == 0
+    assert reached - 10 < saved <= reached + 1, "the last save, or the one before if it was in work"
 
 
 def test_local_multiprocess_ends_all_with_the_status_of_the_first_that_fails(

@@ -106,7 +106,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def configure(manifest: Path, folder: Path, **changes: Any) -> ConfigDict:
     config = tiny.config(manifest, folder / "run")
-    config.model.encoder_pos_conv_depth = 1
+    config.model.update(
+        extractor_conv_layer_config=((16, 80, 40), (16, 8, 8)), encoder_pos_conv_depth=1
+    )
     config.data.update(planned_devices=8, max_batch_samples=14_000)  # 8 rows
     config.log_every = 1
     config.update(changes)
@@ -144,7 +146,7 @@ def assert_equal_runs(one: ConfigDict, other: ConfigDict, steps: list[int]) -> N
 def straight(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
     """Six steps of one process on one device, with a checkpoint of every second."""
     config = configure(manifest, tmp_path_factory.mktemp("straight"))
-    config.checkpoint.update(every=2, keep=9)
+    config.checkpoint.update(every=1, keep=9)
     run_here(config)
     return config
 
@@ -156,36 +158,28 @@ def continued(straight: ConfigDict, folder: Path, steps: int) -> ConfigDict:
 
 
 @pytest.mark.slow
-def test_two_then_four_processes_then_one_equal_one(straight: ConfigDict, tmp_path: Path) -> None:
-    for number, steps in ((2, 2), (4, 4)):
-        with Group(tmp_path / str(number), continued(straight, tmp_path, steps), number) as group:
+def test_any_processes_and_devices_go_on_and_equal_one(
+    straight: ConfigDict, tmp_path: Path
+) -> None:
+    """Eight devices of one process, then two processes of two, then four of one, then one."""
+    for number, devices, steps in ((1, 8, 2), (2, 2, 3), (4, 1, 5)):
+        config = continued(straight, tmp_path, steps)
+        with Group(tmp_path / str(steps), config, number, devices=devices) as group:
             assert group.statuses() == [0] * number, group.all_outputs()
-            assert f"{number} process(es)" in group.output(0)
+            assert f"devices: {number * devices} x cpu, {number} process(es)" in group.output(0)
             for quiet in range(1, number):
                 assert "step" not in re.sub(r"(?m)^[WIE]\d.*$", "", group.output(quiet))
     run_here(continued(straight, tmp_path, 6))
-    assert_equal_runs(straight, continued(straight, tmp_path, 6), [2, 4, 6])
-
-
-@pytest.mark.slow
-def test_eight_then_four_devices_then_one_equal_one(straight: ConfigDict, tmp_path: Path) -> None:
-    for number, steps in ((8, 2), (4, 4)):
-        config = continued(straight, tmp_path, steps)
-        with Group(tmp_path / str(number), config, 1, devices=number) as group:
-            assert group.statuses() == [0], group.all_outputs()
-            assert f"devices: {number} x" in group.output(0)
-    run_here(continued(straight, tmp_path, 6))
-    assert_equal_runs(straight, continued(straight, tmp_path, 6), [2, 4, 6])
+    assert_equal_runs(straight, continued(straight, tmp_path, 6), [2, 3, 5, 6])
 
 
 # ---- faults
 
 
 @pytest.mark.slow
-def test_one_of_two_is_told_to_stop_then_killed_then_hangs(manifest: Path, tmp_path: Path) -> None:
-    """Three faults in a row in one run, each of which the same command survives."""
+def test_one_of_two_is_told_to_stop_and_later_hangs(manifest: Path, tmp_path: Path) -> None:
     config = configure(manifest, tmp_path, steps=ENDLESS, watchdog_seconds=15)
-    config.checkpoint.every = 5
+    config.checkpoint.every = ENDLESS
     lines = Path(config.workdir) / "metrics.jsonl"
 
     with Group(tmp_path / "term", config, 2) as group:
@@ -196,22 +190,9 @@ def test_one_of_two_is_told_to_stop_then_killed_then_hangs(manifest: Path, tmp_p
         assert f"stopped after step {stopped} of" in group.output(0)
     assert metrics.read(lines)[-1]["step"] == stopped
 
-    with Group(tmp_path / "kill", config, 2) as group:
-        group.wait_for(f"goes on after step {stopped}")
-        group.wait_for(f"step {stopped + 12:>7}/")
-        group.processes[1].send_signal(signal.SIGKILL)
-        assert group.statuses(60) == [1, -signal.SIGKILL], group.all_outputs()
-        assert "process 0 of 2: ended by" in group.output(0)
-        assert "another process ended first" in group.output(0)
-    killed = metrics.read(lines)[-1]["step"]
-
     with Group(tmp_path / "hang", config, 2) as group:
-        group.wait_for("goes on after step")
-        saved = int(re.findall(r"goes on after step (\d+)", group.output(0))[0])
-        assert stopped < saved <= killed
-        assert saved % 5 == 0
-        assert saved > killed - 10, "the checkpoint before the last, which may have been in work"
-        group.wait_for(f"step {saved + 2:>7}/")
+        group.wait_for(f"goes on after step {stopped}\n")
+        group.wait_for(f"step {stopped + 2:>7}/")
         group.processes[1].send_signal(signal.SIGSTOP)
         began = time.monotonic()
         assert group.processes[0].wait(60) == watchdog.STATUS, group.all_outputs()
