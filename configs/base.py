@@ -22,6 +22,10 @@ def get_config() -> ConfigDict:
     config.precision = "bfloat16"  # of the computation; state, sums and losses are float32
     config.log_every = 200
     config.evaluation = ""  # name:manifest:alignment,... for unit quality at start and end
+    config.validation = ""  # name:manifest,... to measure the loss and its company on
+    config.validation_every = 2_500  # steps; at the start and at the end too
+    config.tensorboard = False  # event files in workdir/tensorboard
+    config.wandb = ""  # Weights & Biases project
 
     config.model = ConfigDict()
     config.model.model_type = "spidr"
@@ -97,4 +101,6 @@ def get_config() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 2_500
     config.checkpoint.keep = 3
+    config.checkpoint.keep_every = 0  # those of every so many steps stay too
+    config.checkpoint.best = ""  # metric of a validation, such as dev_loss, whose best stays too
     return config

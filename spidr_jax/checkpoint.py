@@ -1,7 +1,9 @@
 """Checkpoints of a run: state, data position and config, with Orbax."""
 
+import math
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,31 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 class Checkpoints:
     """The checkpoints under a run's folder; saving goes on in the background."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        """Open or make `folder`; the last `keep` checkpoints stay."""
+    def __init__(self, folder: Path, keep: int, keep_every: int = 0, best: str = "") -> None:
+        """Open or make `folder`.
+
+        Args:
+            folder: of the checkpoints.
+            keep: the last so many stay.
+            keep_every: those of every so many steps stay too, 0 for none.
+            best: the one that is best in this metric stays too, empty for none; of a loss the
+                lowest is best, of anything else the highest.
+        """
+        self._best = best
+        self._metrics: dict[int, Mapping[str, float]] = {}  # while Orbax still writes them
+        stays: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep)]
+        if keep_every:
+            stays.append(preservation_policy.EveryNSteps(keep_every))
+        if best:
+            stays.append(
+                preservation_policy.BestN(
+                    get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
-            preservation_policy=preservation_policy.LatestN(keep),
+            preservation_policy=preservation_policy.AnyPreservationPolicy(stays),
+            best_fn=self._score if best else None,
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
@@ -27,7 +49,34 @@ class Checkpoints:
         """The newest step saved, None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, position: dict[str, Any], config: dict[str, Any]) -> None:
+    def best(self) -> tuple[int, float] | None:
+        """The step of the best checkpoint and what makes it that, None if there is none."""
+        step = self._manager.best_step() if self._best else None
+        if step is None:
+            return None
+        metrics = self._metrics.get(step) or self._manager.metrics(step) or {}
+        return None if self._score(metrics) == -math.inf else (step, metrics[self._best])
+
+    def improves(self, metrics: Mapping[str, float]) -> bool:
+        """Whether a checkpoint with these metrics would be the best."""
+        best = self.best()
+        return self._score(metrics) > (self._score({self._best: best[1]}) if best else -math.inf)
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """How good a checkpoint is, the worst where its metrics do not say."""
+        value = metrics.get(self._best, math.nan)
+        if not math.isfinite(value):
+            return -math.inf
+        return -value if re.search(r"loss(_\d+)?$", self._best) else value
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        position: dict[str, Any],
+        config: dict[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Save the state after `step` finished steps, if it is not; returns before it is written.
 
         Raises:
@@ -46,8 +95,13 @@ class Checkpoints:
             data=ocp_args.JsonSave(position),
             config=ocp_args.JsonSave(config),
         )
-        with _as_os_error(f"checkpoint {step}, or the one before it, was not written"):
-            self._manager.save(step, args=items)
+        self._metrics[step] = metrics or {}
+        try:
+            with _as_os_error(f"checkpoint {step}, or the one before it, was not written"):
+                self._manager.save(step, args=items, metrics=self._metrics[step])
+        except OSError:
+            self._manager.reload()  # what it took for saved is not, nor what it let go deleted
+            raise
 
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The data position and the config that a checkpoint was saved with."""

@@ -15,7 +15,17 @@ from spidr_jax.teacher import TeacherConfig
 from spidr_jax.train_step import StepConfig
 
 PRECISIONS = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
-FREE = ("workdir", "steps", "log_every", "evaluation", "checkpoint")  # may change on resume
+FREE = (  # may change on resume
+    "workdir",
+    "steps",
+    "log_every",
+    "evaluation",
+    "validation",
+    "validation_every",
+    "tensorboard",
+    "wandb",
+    "checkpoint",
+)
 Section = TypeVar("Section")
 
 
@@ -31,9 +41,11 @@ def validate(config: ConfigDict) -> None:
         "seed": 0,
         "steps": 1,
         "log_every": 1,
+        "validation_every": 1,
         "freeze_step": 0,
         "checkpoint.every": 1,
         "checkpoint.keep": 1,
+        "checkpoint.keep_every": 0,
         "data.num_rungs": 1,
         "data.planned_devices": 1,
         "data.num_threads": 1,
@@ -41,6 +53,9 @@ def validate(config: ConfigDict) -> None:
     }
     for name, bound in least.items():
         _check(config, name, _get(config, name) >= bound, f"an integer from {bound}")
+    every = config.checkpoint.every
+    apart = config.checkpoint.keep_every % every == 0
+    _check(config, "checkpoint.keep_every", apart, f"a multiple of checkpoint.every = {every}")
     _check(config, "codebook.decay", 0 <= config.codebook.decay < math.inf, "a number from 0")
     _check(config, "data.max_bad_share", 0 <= config.data.max_bad_share <= 1, "0 to 1")
     for name in ("data.max_samples", "data.max_batch_samples"):

@@ -2,7 +2,8 @@
 
 import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.data.plan import Plan
 from spidr_jax.eval.quality import UnitsQuality
-from spidr_jax.metrics import MetricsWriter, read
+from spidr_jax.metrics import MetricsWriter, flatten, read
 from spidr_jax.train_step import StepConfig, TrainState
 
 
@@ -41,12 +42,21 @@ class ProgressLog:
         """Log the metrics of a step, as soon as the next one is dispatched or at `flush`."""
         self._pending = (step, dict(values))
 
+    @contextmanager
+    def paused(self, state: TrainState) -> Iterator[None]:
+        """Wait for `state` and write the line that waits; no time passes for it inside."""
+        jax.block_until_ready(state.step)
+        self.flush()
+        start = time.perf_counter()
+        yield
+        self._time += time.perf_counter() - start
+
     def flush(self) -> None:
         """Write the line that waits, if there is one."""
         if self._pending is None:
             return
         (step, pending), self._pending = self._pending, None
-        values = self._flatten(jax.device_get(pending))
+        values = flatten(jax.device_get(pending), self._layers)
         elapsed = time.perf_counter() - self._time
         values["audio_seconds_per_second"] = self._samples / SAMPLE_RATE / elapsed
         values["data_wait"] = self._data_wait
@@ -59,16 +69,6 @@ class ProgressLog:
             print(f"warning: {self._skipped} updates skipped so far: loss or gradient not finite")
         self._compiling = False
         self._begin()
-
-    def _flatten(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        flat = {}
-        for name, value in values.items():
-            if not name.endswith("_per_codebook"):
-                flat[name] = value.item() if hasattr(value, "item") else value
-                continue
-            short = name.removesuffix("_per_codebook").removesuffix("_codes")
-            flat |= {f"{short}_{k}": v.item() for k, v in zip(self._layers, value, strict=True)}
-        return flat
 
 
 def _line(step: int, steps: int, values: Mapping[str, Any]) -> str:
@@ -106,6 +106,17 @@ def report_quality(step: int, name: str, measured: Mapping[int, UnitsQuality]) -
         f"layer {layer} {m.pnmi:.3f} ({m.active_codes} codes)" for layer, m in measured.items()
     )
     print(f"PNMI of units on {name} after step {step}: {layers}", flush=True)
+
+
+def report_validation(step: int, name: str, values: Mapping[str, float], seconds: float) -> None:
+    """Say the means of a validation set."""
+    print(
+        f"validation {name} after step {step}: loss {values[f'{name}_loss']:.3f}"
+        f"  target_ppl {values[f'{name}_target_ppl']:.1f}"
+        f"  pred_ppl {values[f'{name}_pred_ppl']:.1f}"
+        f"  active {values[f'{name}_active_codes']:.1f}  ({seconds:.1f} s)",
+        flush=True,
+    )
 
 
 def conclude(folder: Path, step: int, steps: int, saved: int | None) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,12 +13,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from spidr_jax import config as config_lib
-from spidr_jax import evaluate, extract, optim, progress, sharding, train_step
+from spidr_jax import evaluate, extract, logs, optim, progress, sharding, train_step, validation
 from spidr_jax.checkpoint import Checkpoints
 from spidr_jax.data import pipeline
 from spidr_jax.data.plan import Plan, make_plan
 from spidr_jax.data.sources import Source, open_sources
-from spidr_jax.metrics import MetricsWriter
+from spidr_jax.logs import Logs
 from spidr_jax.progress import ProgressLog
 from spidr_jax.train_step import StepConfig, TrainState
 
@@ -32,9 +33,11 @@ class Run:
     sources: list[Source]
     plan: Plan
     evaluations: list[evaluate.EvaluationSet]
+    validations: list[validation.ValidationSet]
     checkpoints: Checkpoints
     mesh: Mesh
     units_fn: extract.UnitsFn
+    eval_fn: validation.EvalFn
 
 
 def open_run(config: ConfigDict) -> Run:
@@ -64,12 +67,50 @@ def open_run(config: ConfigDict) -> Run:
                 f"{rung} samples do not divide among {mesh.size} devices; allowed is a multiple"
             )
     evaluations = evaluate.open_sets(config.evaluation)
+    step_config = config_lib.step_config(config)
+    validations = _open_validations(config, step_config, mesh)
+    logs.check_installed(config.tensorboard, config.wandb)
     folder = Path(config.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
-    step_config = config_lib.step_config(config)
-    units_fn = extract.make_units_fn(step_config.model, step_config.dtype)
-    return Run(config, step_config, folder, sources, plan, evaluations, checkpoints, mesh, units_fn)
+    keeping = config.checkpoint
+    checkpoints = Checkpoints(
+        folder / "checkpoints", keeping.keep, keeping.keep_every, keeping.best
+    )
+    return Run(
+        config,
+        step_config,
+        folder,
+        sources,
+        plan,
+        evaluations,
+        validations,
+        checkpoints,
+        mesh,
+        extract.make_units_fn(step_config.model, step_config.dtype),
+        validation.make_eval_fn(step_config, mesh),
+    )
+
+
+def _open_validations(
+    config: ConfigDict, step_config: StepConfig, mesh: Mesh
+) -> list[validation.ValidationSet]:
+    sets = validation.open_sets(
+        config.validation,
+        min_samples=config.data.min_samples,
+        max_samples=config.data.max_samples,
+        num_rungs=config.data.num_rungs,
+        max_batch_samples=config.data.max_batch_samples,
+        planned_devices=config.data.planned_devices,
+        num_devices=mesh.size,
+    )
+    best = config.checkpoint.best
+    allowed = validation.names(sets, step_config.model.codebook_layers)
+    if best and best not in allowed:
+        raise ValueError(
+            f"config.checkpoint.best = {best!r}: allowed is "
+            f"{' or '.join(allowed) or 'a metric of config.validation, which names no set'}"
+        )
+    return sets
 
 
 def build_state(run: Run) -> TrainState:
@@ -119,10 +160,14 @@ def train(run: Run, state: TrainState) -> int:
     """
     start, steps = int(state.step), run.config.steps
     (run.folder / "config.json").write_text(run.config.to_json(indent=2) + "\n")
-    writer = MetricsWriter(run.folder / "metrics.jsonl", start)
+    writer = open_logs(run, start)
     with closing(writer), closing(run.checkpoints), stop_request() as stop:
         progress.introduce(run.folder, run.plan, run.step_config, state)
+        for dataset in run.validations:
+            print(validation.describe(dataset), flush=True)
         _evaluate(run, state, writer)
+        if _validation_due(run, start):
+            _validate(run, state, writer)
         if start < steps:
             log = ProgressLog(writer, steps, run.step_config.model.codebook_layers)
             state = _loop(run, state, log, stop)
@@ -166,9 +211,14 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: "StopRequest") ->
             ends = step == config.steps
             if step % config.log_every == 0 or step == 1 or ends:
                 log.add(step, values | {"bad_rows": batches.bad.bad_rows})
-            if step % config.checkpoint.every == 0 or ends or stop.signal:
+            measured: dict[str, float] = {}
+            if _validation_due(run, step):
+                with log.paused(state):
+                    measured = _validate(run, state, log.writer)
+            improves = run.checkpoints.improves(measured)
+            if step % config.checkpoint.every == 0 or ends or stop.signal or improves:
                 log.flush()
-                _save(run, state, step)
+                _save(run, state, step, measured)
             if stop.signal:
                 break
     return state
@@ -185,16 +235,56 @@ def _freeze(run: Run, state: TrainState) -> TrainState:
     return state._replace(opt_state=optim.freeze(state.opt_state, run.step_config.model))
 
 
-def _save(run: Run, state: TrainState, step: int) -> None:
+def _save(
+    run: Run, state: TrainState, step: int, measured: dict[str, float] | None = None
+) -> None:
     """Save in the background; a full disk is no reason to stop, as there may be room later."""
     position = {"step": step, "plan": run.plan.fingerprint}
     try:
-        run.checkpoints.save(step, state, position, config_lib.to_dict(run.config))
+        run.checkpoints.save(step, state, position, config_lib.to_dict(run.config), measured)
     except OSError as error:
         print(f"warning: {error}", flush=True)
 
 
-def _evaluate(run: Run, state: TrainState, writer: MetricsWriter) -> None:
+def open_logs(run: Run, step: int) -> Logs:
+    """The logs of a run that goes on after `step` finished steps."""
+    return Logs(
+        run.folder,
+        step,
+        config_lib.to_dict(run.config),
+        tensorboard=run.config.tensorboard,
+        wandb=run.config.wandb,
+        writes=jax.process_index() == 0,
+    )
+
+
+def _validation_due(run: Run, step: int) -> bool:
+    return step % run.config.validation_every == 0 or step == run.config.steps
+
+
+def _validate(run: Run, state: TrainState, writer: Logs) -> dict[str, float]:
+    """Measure the validation sets, where the metrics do not hold it yet."""
+    step, measured = int(state.step), {}
+    for dataset in run.validations:
+        if sharding.agree(writer.has(step, f"{dataset.name}_loss")):
+            continue
+        start = time.perf_counter()
+        values = validation.measure(
+            run.eval_fn,
+            state,
+            dataset,
+            run.mesh,
+            run.step_config.model.codebook_layers,
+            num_threads=run.config.data.num_threads,
+            max_bad_share=run.config.data.max_bad_share,
+        )
+        writer.write(step, values)
+        progress.report_validation(step, dataset.name, values, time.perf_counter() - start)
+        measured |= values
+    return measured
+
+
+def _evaluate(run: Run, state: TrainState, writer: Logs) -> None:
     """Measure the units at the run's start and end, where the metrics do not hold it yet."""
     step = int(state.step)
     if step not in (0, run.config.steps) or jax.process_index() > 0:
