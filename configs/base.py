@@ -16,11 +16,15 @@ from spidr_jax.model_config import CONV_LAYERS
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.workdir = ""  # where the run lies; empty: runs/ + the name of the config file
+    config.init_from = ""  # run, checkpoint or PyTorch file whose weights a new run starts from
+    config.resume_step = placeholder(int)  # of the checkpoint to go on from; 0: a new start
+    config.allow_changes = ""  # fields, such as "optimizer.lr,data", that may differ on resume
     config.seed = 0
     config.steps = 400_000  # only ends the run
     config.freeze_step = 200_000  # extractor and projection do not train after so many steps
     config.precision = "bfloat16"  # of the computation; state, sums and losses are float32
     config.log_every = 200
+    config.max_skipped = 10  # updates in a row that are not finite, before the run stops
     config.evaluation = ""  # name:manifest:alignment,... for unit quality at start and end
     config.validation = ""  # name:manifest,... to measure the loss and its company on
     config.validation_every = 2_500  # steps; at the start and at the end too

@@ -10,12 +10,23 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from spidr_jax import orbax_files
+
+
+class DamagedError(ValueError):
+    """A checkpoint that cannot be read."""
+
 
 class Checkpoints:
-    """The checkpoints under a run's folder; saving goes on in the background."""
+    """The checkpoints under a run's folder; saving goes on in the background.
+
+    Attributes:
+        folder: where they are, each under its step's number.
+    """
 
     def __init__(self, folder: Path, keep: int, keep_every: int = 0, best: str = "") -> None:
         """Open or make `folder`.
@@ -43,7 +54,12 @@ class Checkpoints:
             preservation_policy=preservation_policy.AnyPreservationPolicy(stays),
             best_fn=self._score if best else None,
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self.folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        """The steps saved, rising."""
+        return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
         """The newest step saved, None if there is none."""
@@ -84,10 +100,10 @@ class Checkpoints:
         """
         if step == self._manager.latest_step():
             return
-        needed, free = _num_bytes(state), shutil.disk_usage(self._manager.directory).free
+        needed, free = _num_bytes(state), shutil.disk_usage(self.folder).free
         if needed > free:
             raise OSError(
-                f"no room for checkpoint {step} in {self._manager.directory}: "
+                f"no room for checkpoint {step} in {self.folder}: "
                 f"{needed >> 20} MiB needed, {free >> 20} MiB free"
             )
         items = ocp_args.Composite(
@@ -104,16 +120,44 @@ class Checkpoints:
             raise
 
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The data position and the config that a checkpoint was saved with."""
-        items = ocp_args.Composite(data=ocp_args.JsonRestore(), config=ocp_args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        return restored["data"], restored["config"]
+        """The data position and the config that a checkpoint was saved with.
+
+        Raises:
+            DamagedError: a file of it is missing or damaged.
+        """
+        with self._naming_damage(step):
+            data, config = (
+                orbax_files.read_json(self.folder / str(step) / name / "metadata")
+                for name in ("data", "config")
+            )
+        return data, config
 
     def restore(self, step: int, target: Any) -> Any:
-        """The state of a checkpoint, in the structure, types and shardings of `target`."""
+        """The state of a checkpoint, in the structure, types and shardings of `target`.
+
+        Raises:
+            DamagedError: a file of it is missing or damaged.
+        """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         items = ocp_args.Composite(state=ocp_args.StandardRestore(abstract))
-        return self._manager.restore(step, args=items)["state"]
+        with self._naming_damage(step):
+            if jax.process_index() == 0:  # Orbax would only say that something is wrong
+                orbax_files.read(self.folder / str(step), lambda name: True)
+            return self._manager.restore(step, args=items)["state"]
+
+    def set_aside(self, after: int) -> list[int]:
+        """Move the checkpoints after step `after` to the folder `set_aside` beside; give them."""
+        later = [step for step in self.steps() if step > after]
+        if later and jax.process_index() == 0:
+            aside = self.folder.parent / "set_aside"
+            aside.mkdir(exist_ok=True)
+            for step in later:
+                name = f"{step}-{len(list(aside.iterdir()))}"  # there may be one of that step
+                (self.folder / str(step)).rename(aside / name)
+        if later:
+            multihost_utils.sync_global_devices("set aside")
+            self._manager.reload()
+        return later
 
     def wait(self) -> None:
         """Wait for the last save.
@@ -128,6 +172,18 @@ class Checkpoints:
     def close(self) -> None:
         """Stop the background threads."""
         self._manager.close()
+
+    @contextmanager
+    def _naming_damage(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            earlier = [str(other) for other in self.steps() if other < step]
+            others = " or ".join(earlier) if earlier else "0, a new start"
+            raise DamagedError(
+                f"checkpoint {step} cannot be used: {' '.join(str(error).split())[:500]}; "
+                f"--config.resume_step goes on from an earlier one: {others}"
+            ) from error
 
 
 def _num_bytes(state: Any) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,16 +16,25 @@ from spidr_jax.teacher import TeacherConfig
 from spidr_jax.train_step import StepConfig
 
 PRECISIONS = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
-FREE = (  # may change on resume
+FREE = (  # may change on resume; what the data are, the plan's fingerprint knows
     "workdir",
     "steps",
     "log_every",
+    "max_skipped",
     "evaluation",
     "validation",
     "validation_every",
     "tensorboard",
     "wandb",
     "checkpoint",
+    "init_from",
+    "resume_step",
+    "allow_changes",
+    "data.manifest",
+    "data.sources",
+    "data.embedded_corpus",
+    "data.num_threads",
+    "data.max_bad_share",
 )
 Section = TypeVar("Section")
 
@@ -42,6 +52,7 @@ def validate(config: ConfigDict) -> None:
         "steps": 1,
         "log_every": 1,
         "validation_every": 1,
+        "max_skipped": 1,
         "freeze_step": 0,
         "checkpoint.every": 1,
         "checkpoint.keep": 1,
@@ -51,11 +62,15 @@ def validate(config: ConfigDict) -> None:
         "data.num_threads": 1,
         "data.min_samples": 0,
     }
+    if config.resume_step is not None:
+        least["resume_step"] = 0
     for name, bound in least.items():
         _check(config, name, _get(config, name) >= bound, f"an integer from {bound}")
     every = config.checkpoint.every
     apart = config.checkpoint.keep_every % every == 0
     _check(config, "checkpoint.keep_every", apart, f"a multiple of checkpoint.every = {every}")
+    for name in allowed_changes(config):
+        _check(config, "allow_changes", _has(config, name), "fields of the config, such as data")
     _check(config, "codebook.decay", 0 <= config.codebook.decay < math.inf, "a number from 0")
     _check(config, "data.max_bad_share", 0 <= config.data.max_bad_share <= 1, "0 to 1")
     for name in ("data.max_samples", "data.max_batch_samples"):
@@ -95,17 +110,31 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
-def changes(saved: dict[str, Any], config: dict[str, Any], prefix: str = "") -> list[str]:
-    """The fields that a run may not change on resume and that differ, one text each."""
+def allowed_changes(config: ConfigDict) -> list[str]:
+    """The fields and sections that the user lets differ from the checkpoint's."""
+    return [name.strip() for name in config.allow_changes.split(",") if name.strip()]
+
+
+def changes(
+    saved: dict[str, Any], config: dict[str, Any], allowed: Sequence[str] = (), prefix: str = ""
+) -> list[str]:
+    """The fields that a run may not change on resume and that differ, one text each.
+
+    Args:
+        saved: the config that a checkpoint was saved with.
+        config: the config now.
+        allowed: fields and sections that may differ, beside those that always may.
+        prefix: the section's name and a dot.
+    """
     found = []
     for name in sorted(saved.keys() | config.keys()):
-        old, new = saved.get(name), config.get(name)
-        if name in FREE and not prefix:
+        old, new, field = saved.get(name), config.get(name), f"{prefix}{name}"
+        if field in FREE or field in allowed:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            found += changes(old, new, f"{prefix}{name}.")
+            found += changes(old, new, allowed, f"{field}.")
         elif old != new:
-            found.append(f"config.{prefix}{name} was {old!r} and is {new!r}")
+            found.append(f"config.{field} was {old!r} and is {new!r}")
     return found
 
 
@@ -130,6 +159,14 @@ def _get(config: ConfigDict, name: str) -> Any:
     for part in name.split("."):
         value = value[part]
     return value
+
+
+def _has(config: ConfigDict, name: str) -> bool:
+    try:
+        _get(config, name)
+    except (KeyError, TypeError):
+        return False
+    return True
 
 
 def _check(config: ConfigDict, name: str, ok: bool, allowed: str) -> None:

@@ -13,6 +13,7 @@ from spidr_jax import config as config_lib
 from spidr_jax import train
 from spidr_jax.data.pipeline import BadDataError
 from spidr_jax.data.toy import make_corpus
+from spidr_jax.health import NotFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             make_corpus(config.data.embedded_corpus)
         run = train.open_run(config)
         state = train.build_state(run)
-    with one_line_errors(OSError, BadDataError):
+    with one_line_errors(OSError, BadDataError, NotFiniteError):
         return train.train(run, state)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ def find(path: Path) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    if (path / "state" / "_METADATA").is_file():
+    if (path / "state").is_dir():
         return path
     for folder in (path / "checkpoints", path):
         steps = [p for p in folder.glob("*") if p.name.isdigit() and (p / "state").is_dir()]
@@ -45,16 +46,39 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Saved:
     """
     step = find(path)
     try:
-        config = json.loads((step / "config" / "metadata").read_text())
-        metadata = json.loads((step / "state" / "_METADATA").read_text())
+        config = read_json(step / "config" / "metadata")
+        metadata = read_json(step / "state" / "_METADATA")
         state = _read_arrays(step / "state", metadata, wanted)
     except (OSError, ValueError, KeyError) as error:
         others = sorted((p.name for p in step.parent.glob("*") if p.name.isdigit()), key=int)
         rest = ", ".join(name for name in others if name != step.name)
         hint = f"; other checkpoints beside it: {rest}" if rest else ""
-        reason = str(error).split("\n")[0][:200]
-        raise ValueError(f"{step}: cannot be read: {reason}{hint}") from None
+        raise ValueError(f"{step}: cannot be read: {_reason(error)}{hint}") from None
     return Saved(step, config, int(state.pop("step")), state)
+
+
+def read_json(path: Path) -> Tree:
+    """Read a JSON file of a checkpoint.
+
+    Raises:
+        OSError: it is missing.
+        ValueError: it is damaged; the message names it.
+    """
+    try:
+        content: Tree = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged: {error}") from None
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """One line; of tensorstore's long text what it says of the file."""
+    text = str(error).split("\n")[0]
+    files = re.findall(r'local file "([^"]+[^/"])"', text)
+    if not files:
+        return text[:300]
+    status = text.split(":")[0]
+    return f"{files[-1]}: {status}"
 
 
 def _read_arrays(folder: Path, metadata: Tree, wanted: Callable[[str], bool]) -> Tree:
@@ -66,6 +90,7 @@ def _read_arrays(folder: Path, metadata: Tree, wanted: Callable[[str], bool]) ->
         if not empty and (names[0] == "step" or wanted(names[0])):
             spec = {
                 "driver": kind,
+                "fill_missing_data_reads": False,
                 "kvstore": {
                     "driver": "ocdbt",
                     "base": {"driver": "file", "path": str(folder.absolute())},

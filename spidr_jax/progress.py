@@ -2,7 +2,7 @@
 
 import datetime
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,25 @@ import jax
 from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.data.plan import Plan
 from spidr_jax.eval.quality import UnitsQuality
-from spidr_jax.metrics import MetricsWriter, flatten, read
+from spidr_jax.health import Collapse
+from spidr_jax.logs import Logs
+from spidr_jax.metrics import flatten, read
+from spidr_jax.model_config import ModelConfig
 from spidr_jax.train_step import StepConfig, TrainState
 
 
 class ProgressLog:
-    """One line per interval; its values are fetched while the next step already runs."""
+    """One line per interval; its values are fetched while the next step already runs.
 
-    def __init__(self, writer: MetricsWriter, steps: int, layers: Sequence[int]) -> None:
-        """Begin a run that ends after `steps`; codebooks are those of `layers`."""
-        self._writer, self._steps, self._layers = writer, steps, layers
+    Attributes:
+        writer: where the values go.
+    """
+
+    def __init__(self, writer: Logs, steps: int, model: ModelConfig) -> None:
+        """Begin a run of `model` that ends after `steps`."""
+        self.writer, self._steps, self._layers = writer, steps, model.codebook_layers
+        self._collapse = Collapse(model.codebook_size)
         self._pending: tuple[int, dict[str, Any]] | None = None
-        self._skipped = 0
         self._compiling = True
         self._begin()
 
@@ -60,13 +67,11 @@ class ProgressLog:
         elapsed = time.perf_counter() - self._time
         values["audio_seconds_per_second"] = self._samples / SAMPLE_RATE / elapsed
         values["data_wait"] = self._data_wait
-        self._writer.write(step, values)
+        self.writer.write(step, values)
         left = datetime.timedelta(seconds=round((self._steps - step) * elapsed / self._counted))
         ending = f"{elapsed:.0f} s with compilation" if self._compiling else f"left {left}"
         print(f"{_line(step, self._steps, values)}  {ending}", flush=True)
-        if values["skipped"] > self._skipped:
-            self._skipped = values["skipped"]
-            print(f"warning: {self._skipped} updates skipped so far: loss or gradient not finite")
+        self._collapse.check(step, {k: values[f"target_ppl_{k}"] for k in self._layers})
         self._compiling = False
         self._begin()
 
@@ -111,12 +116,18 @@ def report_quality(step: int, name: str, measured: Mapping[int, UnitsQuality]) -
 def report_validation(step: int, name: str, values: Mapping[str, float], seconds: float) -> None:
     """Say the means of a validation set."""
     print(
-        f"validation {name} after step {step}: loss {values[f'{name}_loss']:.3f}"
-        f"  target_ppl {values[f'{name}_target_ppl']:.1f}"
-        f"  pred_ppl {values[f'{name}_pred_ppl']:.1f}"
-        f"  active {values[f'{name}_active_codes']:.1f}  ({seconds:.1f} s)",
+        f"validation {name} after step {step}: loss {values['loss']:.3f}"
+        f"  target_ppl {values['target_ppl']:.1f}"
+        f"  pred_ppl {values['pred_ppl']:.1f}"
+        f"  active {values['active_codes']:.1f}  ({seconds:.1f} s)",
         flush=True,
     )
+
+
+def report_best(name: str, best: tuple[int, float] | None) -> None:
+    """Say which checkpoint is the best (step, value) in the metric `name`, if there is one."""
+    if best and jax.process_index() == 0:
+        print(f"best {name} so far: {best[1]:.4f}, checkpoint {best[0]}", flush=True)
 
 
 def conclude(folder: Path, step: int, steps: int, saved: int | None) -> None:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from spidr_jax import config as config_lib
-from spidr_jax import evaluate, extract, logs, optim, progress, sharding, train_step, validation
+from spidr_jax import evaluate, extract, logs, optim, progress, resume, sharding, train_step
 from spidr_jax.checkpoint import Checkpoints
 from spidr_jax.data import pipeline
 from spidr_jax.data.plan import Plan, make_plan
-from spidr_jax.data.sources import Source, open_sources
+from spidr_jax.data.sources import Rows, Source, open_sources
+from spidr_jax.health import NotFiniteError, SkippedUpdates
 from spidr_jax.logs import Logs
 from spidr_jax.progress import ProgressLog
 from spidr_jax.train_step import StepConfig, TrainState
+from spidr_jax.validation import Validation
+from spidr_jax.validation_sets import describe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +36,10 @@ class Run:
     sources: list[Source]
     plan: Plan
     evaluations: list[evaluate.EvaluationSet]
-    validations: list[validation.ValidationSet]
     checkpoints: Checkpoints
     mesh: Mesh
     units_fn: extract.UnitsFn
-    eval_fn: validation.EvalFn
+    validation: Validation
 
 
 def open_run(config: ConfigDict) -> Run:
@@ -68,14 +70,13 @@ def open_run(config: ConfigDict) -> Run:
             )
     evaluations = evaluate.open_sets(config.evaluation)
     step_config = config_lib.step_config(config)
-    validations = _open_validations(config, step_config, mesh)
+    validation = _open_validation(config, step_config, mesh)
     logs.check_installed(config.tensorboard, config.wandb)
     folder = Path(config.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    keeping = config.checkpoint
-    checkpoints = Checkpoints(
-        folder / "checkpoints", keeping.keep, keeping.keep_every, keeping.best
-    )
+    keep = config.checkpoint
+    checkpoints = Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, keep.best)
+    units_fn = extract.make_units_fn(step_config.model, step_config.dtype)
     return Run(
         config,
         step_config,
@@ -83,70 +84,75 @@ def open_run(config: ConfigDict) -> Run:
         sources,
         plan,
         evaluations,
-        validations,
         checkpoints,
         mesh,
-        extract.make_units_fn(step_config.model, step_config.dtype),
-        validation.make_eval_fn(step_config, mesh),
+        units_fn,
+        validation,
     )
 
 
-def _open_validations(
-    config: ConfigDict, step_config: StepConfig, mesh: Mesh
-) -> list[validation.ValidationSet]:
-    sets = validation.open_sets(
+def _open_validation(config: ConfigDict, step_config: StepConfig, mesh: Mesh) -> Validation:
+    opened = Validation(
         config.validation,
+        step_config,
+        mesh,
+        every=config.validation_every,
+        steps=config.steps,
         min_samples=config.data.min_samples,
         max_samples=config.data.max_samples,
         num_rungs=config.data.num_rungs,
         max_batch_samples=config.data.max_batch_samples,
         planned_devices=config.data.planned_devices,
-        num_devices=mesh.size,
+        num_threads=config.data.num_threads,
+        max_bad_share=config.data.max_bad_share,
     )
-    best = config.checkpoint.best
-    allowed = validation.names(sets, step_config.model.codebook_layers)
+    best, allowed = config.checkpoint.best, opened.names()
     if best and best not in allowed:
         raise ValueError(
             f"config.checkpoint.best = {best!r}: allowed is "
-            f"{' or '.join(allowed) or 'a metric of config.validation, which names no set'}"
+            f"{', '.join(allowed) or 'a metric of config.validation, which is empty'}"
         )
-    return sets
+    return opened
 
 
 def build_state(run: Run) -> TrainState:
     """The state that the run starts from: its last checkpoint's, or a new one.
 
     Raises:
-        ValueError: the folder's run has another config or other data, named field by field.
+        ValueError: the folder's run has another config or other data, named field by field; its
+            checkpoint is damaged; `init_from` does not fit.
     """
-    key = jax.random.split(jax.random.key(run.config.seed))[0]
+    config, checkpoints = run.config, run.checkpoints
+    key = jax.random.split(jax.random.key(config.seed))[0]
     init = jax.jit(
         lambda key: train_step.init_state(run.step_config, key),
         out_shardings=sharding.replicated(run.mesh),
     )
-    step = run.checkpoints.latest()
+    step = resume.choose_step(checkpoints, config.resume_step)
     if step is None:
-        return init(key)
-    position, saved = run.checkpoints.read(step)
-    current, imported = config_lib.to_dict(run.config), position["plan"] is None
-    if imported and not position["optimizer"]:
-        raise ValueError(f"{run.folder} holds a model without optimizer state, not a run to go on")
-    changed = config_lib.changes(saved, config_lib.known(current, saved) if imported else current)
-    if not changed and not imported and position["plan"] != run.plan.fingerprint:
-        changed = ["the files or lengths in the manifest"]
-    if changed:
-        raise ValueError(
-            f"{run.folder} holds a run at step {step} of which something has changed: "
-            f"{'; '.join(changed)}. Undo that or choose another config.workdir"
+        if config.resume_step is None:
+            resume.check_unstarted(run.folder, config.checkpoint.every)
+        state = init(key)
+        state = resume.adopt(state, config.init_from) if config.init_from else state
+    else:
+        resume.check_unchanged(
+            checkpoints,
+            step,
+            config_lib.to_dict(config),
+            config_lib.allowed_changes(config),
+            run.plan.fingerprint,
         )
-    target = jax.eval_shape(init, key)
-    if step >= run.step_config.freeze_step:
-        target = _freeze(run, target)
-    everywhere = sharding.replicated(run.mesh)
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), target
-    )
-    return run.checkpoints.restore(step, placed)
+        target = jax.eval_shape(init, key)
+        if step >= run.step_config.freeze_step:
+            target = _freeze(run, target)
+        everywhere = sharding.replicated(run.mesh)
+        placed = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), target
+        )
+        state = checkpoints.restore(step, placed)
+    if later := checkpoints.set_aside(step or 0):
+        print(f"checkpoints {later} now lie in {run.folder / 'set_aside'}", flush=True)
+    return state
 
 
 def train(run: Run, state: TrainState) -> int:
@@ -163,17 +169,17 @@ def train(run: Run, state: TrainState) -> int:
     writer = open_logs(run, start)
     with closing(writer), closing(run.checkpoints), stop_request() as stop:
         progress.introduce(run.folder, run.plan, run.step_config, state)
-        for dataset in run.validations:
-            print(validation.describe(dataset), flush=True)
+        for dataset in run.validation.sets:
+            print(describe(dataset), flush=True)
         _evaluate(run, state, writer)
-        if _validation_due(run, start):
-            _validate(run, state, writer)
+        run.validation.measure(state, start, writer)
         if start < steps:
-            log = ProgressLog(writer, steps, run.step_config.model.codebook_layers)
+            log = ProgressLog(writer, steps, run.step_config.model)
             state = _loop(run, state, log, stop)
             _evaluate(run, state, writer)
         run.checkpoints.wait()
         saved = run.checkpoints.latest()
+        progress.report_best(run.config.checkpoint.best, run.checkpoints.best())
     progress.conclude(run.folder, int(state.step), steps, saved)
     if saved != int(state.step):
         raise OSError(f"the end of the run is not saved: the newest checkpoint is {saved}")
@@ -185,6 +191,7 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: "StopRequest") ->
     start = int(state.step)
     key = jax.random.split(jax.random.key(config.seed))[1]
     step_fn = compile_step(run, start >= freeze_step)
+    skipped = SkippedUpdates(int(state.skipped), config.max_skipped, partial(_describe_batch, run))
     batches = pipeline.batches(
         run.sources,
         run.plan,
@@ -205,20 +212,25 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: "StopRequest") ->
                 raise
             state, values = step_fn(state, batch, key)
             log.count(batch["waveforms"].size, batches.data_wait)
+            try:
+                skipped.add(step, values["skipped"])
+            except NotFiniteError:
+                log.flush()
+                _save(run, state, step)
+                raise
             if step == freeze_step:
                 state = _freeze(run, state)
                 step_fn = compile_step(run, frozen=True)
             ends = step == config.steps
             if step % config.log_every == 0 or step == 1 or ends:
                 log.add(step, values | {"bad_rows": batches.bad.bad_rows})
-            measured: dict[str, float] = {}
-            if _validation_due(run, step):
-                with log.paused(state):
-                    measured = _validate(run, state, log.writer)
+            measured = _validate(run, state, step, log)
             improves = run.checkpoints.improves(measured)
             if step % config.checkpoint.every == 0 or ends or stop.signal or improves:
                 log.flush()
                 _save(run, state, step, measured)
+                if improves:
+                    progress.report_best(config.checkpoint.best, run.checkpoints.best())
             if stop.signal:
                 break
     return state
@@ -235,17 +247,6 @@ def _freeze(run: Run, state: TrainState) -> TrainState:
     return state._replace(opt_state=optim.freeze(state.opt_state, run.step_config.model))
 
 
-def _save(
-    run: Run, state: TrainState, step: int, measured: dict[str, float] | None = None
-) -> None:
-    """Save in the background; a full disk is no reason to stop, as there may be room later."""
-    position = {"step": step, "plan": run.plan.fingerprint}
-    try:
-        run.checkpoints.save(step, state, position, config_lib.to_dict(run.config), measured)
-    except OSError as error:
-        print(f"warning: {error}", flush=True)
-
-
 def open_logs(run: Run, step: int) -> Logs:
     """The logs of a run that goes on after `step` finished steps."""
     return Logs(
@@ -258,30 +259,33 @@ def open_logs(run: Run, step: int) -> Logs:
     )
 
 
-def _validation_due(run: Run, step: int) -> bool:
-    return step % run.config.validation_every == 0 or step == run.config.steps
+def _save(run: Run, state: TrainState, step: int, measured: dict[str, float] | None = None) -> None:
+    """Save in the background; a full disk is no reason to stop, as there may be room later."""
+    position = {"step": step, "plan": run.plan.fingerprint, "versions": resume.versions()}
+    try:
+        run.checkpoints.save(step, state, position, config_lib.to_dict(run.config), measured)
+    except OSError as error:
+        print(f"warning: {error}", flush=True)
 
 
-def _validate(run: Run, state: TrainState, writer: Logs) -> dict[str, float]:
-    """Measure the validation sets, where the metrics do not hold it yet."""
-    step, measured = int(state.step), {}
-    for dataset in run.validations:
-        if sharding.agree(writer.has(step, f"{dataset.name}_loss")):
-            continue
-        start = time.perf_counter()
-        values = validation.measure(
-            run.eval_fn,
-            state,
-            dataset,
-            run.mesh,
-            run.step_config.model.codebook_layers,
-            num_threads=run.config.data.num_threads,
-            max_bad_share=run.config.data.max_bad_share,
-        )
-        writer.write(step, values)
-        progress.report_validation(step, dataset.name, values, time.perf_counter() - start)
-        measured |= values
-    return measured
+def _validate(run: Run, state: TrainState, step: int, log: ProgressLog) -> dict[str, float]:
+    """Measure what is due; files that have gone bad must not cost what was trained."""
+    if not run.validation.due(step):
+        return {}
+    try:
+        with log.paused(state):
+            return run.validation.measure(state, step, log.writer)
+    except pipeline.BadDataError:
+        if jax.process_count() == 1:  # a save needs all processes
+            _save(run, state, step)
+        raise
+
+
+def _describe_batch(run: Run, step: int) -> str:
+    """Name the utterances that step number `step`, from 1, trains on."""
+    batch, rows = run.plan.batch(step - 1), Rows(run.sources)
+    names = ", ".join(rows[row].fileid for row in batch.rows.tolist())
+    return f"{len(batch.rows)} x {batch.num_samples} samples, epoch {batch.epoch}: {names}"
 
 
 def _evaluate(run: Run, state: TrainState, writer: Logs) -> None:
