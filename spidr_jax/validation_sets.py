@@ -150,10 +150,10 @@ def plan_batches(
 
 
 def _sizes(largest: int, shortest: int) -> Iterator[int]:
-    """Halves of `largest`, down to `shortest`, at which a batch takes a row a planned device."""
+    """Ever fewer samples, down to `shortest`, with which a batch takes a row a planned device."""
     while largest > shortest:
         yield largest
-        largest //= 2
+        largest = largest * 9 // 10
     yield shortest
 
 
