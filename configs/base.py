@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.precision = "bfloat16"  # of the computation; state, sums and losses are float32
     config.log_every = 200
     config.max_skipped = 10  # updates in a row that are not finite, before the run stops
+    config.watchdog_seconds = 900  # without a finished step, then the process ends; 0: never
     config.evaluation = ""  # name:manifest:alignment,... for unit quality at start and end
     config.validation = ""  # name:manifest,... to measure the loss and its company on
     config.validation_every = 2_500  # steps; at the start and at the end too

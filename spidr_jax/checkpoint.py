@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from spidr_jax import orbax_files
+from spidr_jax import orbax_files, processes
 
 
 class DamagedError(ValueError):
@@ -39,7 +39,6 @@ class Checkpoints:
                 lowest is best, of anything else the highest.
         """
         self._best = best
-        self._metrics: dict[int, Mapping[str, float]] = {}  # while Orbax still writes them
         stays: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep)]
         if keep_every:
             stays.append(preservation_policy.EveryNSteps(keep_every))
@@ -55,6 +54,7 @@ class Checkpoints:
             best_fn=self._score if best else None,
         )
         self.folder = folder.absolute()
+        self._saving: int | None = None
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
@@ -66,17 +66,20 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best(self) -> tuple[int, float] | None:
-        """The step of the best checkpoint and what makes it that, None if there is none."""
+        """The best step on disk (`wait` for the last save before) and its value in the metric."""
         step = self._manager.best_step() if self._best else None
         if step is None:
             return None
-        metrics = self._metrics.get(step) or self._manager.metrics(step) or {}
+        metrics = self._manager.metrics(step) or {}
         return None if self._score(metrics) == -math.inf else (step, metrics[self._best])
 
     def improves(self, metrics: Mapping[str, float]) -> bool:
-        """Whether a checkpoint with these metrics would be the best."""
+        """Whether a checkpoint with these metrics would be the best, as `best` finds it."""
+        score = self._score(metrics)
+        if score == -math.inf:
+            return False
         best = self.best()
-        return self._score(metrics) > (self._score({self._best: best[1]}) if best else -math.inf)
+        return best is None or score > self._score({self._best: best[1]})
 
     def _score(self, metrics: Mapping[str, float]) -> float:
         """How good a checkpoint is, the worst where its metrics do not say."""
@@ -96,28 +99,25 @@ class Checkpoints:
         """Save the state after `step` finished steps, if it is not; returns before it is written.
 
         Raises:
-            OSError: there is no room for it, or the last save failed in the background.
+            OSError: there is no room for it. What happens in the background, `wait` tells.
         """
         if step == self._manager.latest_step():
             return
-        needed, free = _num_bytes(state), shutil.disk_usage(self.folder).free
-        if needed > free:
+        needed = (_num_bytes(state) >> 20) + 1
+        free = processes.gather(shutil.disk_usage(self.folder).free >> 20)[0]
+        if needed > free:  # the first process decides for all
             raise OSError(
                 f"no room for checkpoint {step} in {self.folder}: "
-                f"{needed >> 20} MiB needed, {free >> 20} MiB free"
+                f"{needed} MiB needed, {free} MiB free"
             )
         items = ocp_args.Composite(
             state=ocp_args.StandardSave(state),
             data=ocp_args.JsonSave(position),
             config=ocp_args.JsonSave(config),
         )
-        self._metrics[step] = metrics or {}
-        try:
-            with _as_os_error(f"checkpoint {step}, or the one before it, was not written"):
-                self._manager.save(step, args=items, metrics=self._metrics[step])
-        except OSError:
-            self._manager.reload()  # what it took for saved is not, nor what it let go deleted
-            raise
+        self._saving = step
+        with _as_os_error(f"checkpoint {step} was not written"):
+            self._manager.save(step, args=items, metrics=metrics or {})
 
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The data position and the config that a checkpoint was saved with.
@@ -160,14 +160,21 @@ class Checkpoints:
         return later
 
     def wait(self) -> None:
-        """Wait for the last save.
+        """Wait for the last save, and remove what it has left if it failed.
 
         Raises:
             OSError: it failed.
         """
-        with _as_os_error("the last checkpoint was not written"):
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+        try:
+            with _as_os_error(f"checkpoint {self._saving} was not written"):
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
+        except OSError:
+            if jax.process_index() == 0:  # a full disk needs the room
+                for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(partial, ignore_errors=True)
+            self._manager.reload()  # what the failed save was to replace is still there
+            raise
 
     def close(self) -> None:
         """Stop the background threads."""

@@ -6,6 +6,8 @@ V codes per codebook.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from spidr_jax import processes
+
 _COLLAPSED = 0.1  # of V codes in use; healthy: 0.4 from the start in the published run (spec 7)
 
 
@@ -53,10 +55,9 @@ class SkippedUpdates:
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        print(
+        processes.say(
             f"warning: step {step}: loss or gradient not finite, update skipped ({skipped} so "
-            f"far, {self.in_a_row} in a row); its batch: {self._describe(step)}",
-            flush=True,
+            f"far, {self.in_a_row} in a row); its batch: {self._describe(step)}"
         )
         if self.in_a_row >= self._limit:
             raise NotFiniteError(
@@ -79,9 +80,8 @@ class Collapse:
         """Warn if the target perplexity of a layer's codebook, by layer, is far too low."""
         fallen = {layer for layer, value in target_ppl.items() if value < self._least}
         for layer in sorted(fallen - self._fallen):
-            print(
+            processes.say(
                 f"warning: step {step}: the codebook of layer {layer} collapses: target perplexity "
-                f"{target_ppl[layer]:.1f} of {self._size} (README: Is it learning?)",
-                flush=True,
+                f"{target_ppl[layer]:.1f} of {self._size} (README: Is it learning?)"
             )
         self._fallen = fallen

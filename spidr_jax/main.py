@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import CRITICAL, getLogger
 from pathlib import Path
 
 import jax
@@ -10,10 +11,12 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from spidr_jax import config as config_lib
-from spidr_jax import train
+from spidr_jax import processes, train, watchdog
 from spidr_jax.data.pipeline import BadDataError
 from spidr_jax.data.toy import make_corpus
 from spidr_jax.health import NotFiniteError
+
+CORPUS_SECONDS = 1800  # that the other processes wait for the one that makes the corpus
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 
@@ -47,18 +50,32 @@ def resolve(argv: Sequence[str]) -> ConfigDict:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check the config, make the embedded corpus if it names one, train."""
+    """Join the other processes, check the config, make the corpus if it is embedded, train."""
     logging.set_verbosity(logging.WARNING)
+    for name in ("absl", "asyncio"):  # Orbax's threads say there at length what it also raises
+        getLogger(name).setLevel(CRITICAL)
+    with one_line_errors(ValueError, RuntimeError):
+        processes.start()
+    with processes.together():
+        with one_line_errors(ValueError, OSError, ImportError):
+            config = resolve(argv)
+            if config.data.embedded_corpus:
+                if processes.is_first():
+                    make_corpus(config.data.embedded_corpus)
+                processes.wait("the embedded corpus", CORPUS_SECONDS)
+        with watchdog.watch(config.watchdog_seconds):
+            return run(config)
+
+
+def run(config: ConfigDict) -> int:
+    """Open, restore and train a run; gives the exit status."""
     with one_line_errors(ValueError, OSError, ImportError):
-        config = resolve(argv)
         if config.precision == "float32":
             jax.config.update("jax_default_matmul_precision", "float32")
-        if config.data.embedded_corpus:
-            make_corpus(config.data.embedded_corpus)
-        run = train.open_run(config)
-        state = train.build_state(run)
+        opened = train.open_run(config)
+        state = train.build_state(opened)
     with one_line_errors(OSError, BadDataError, NotFiniteError):
-        return train.train(run, state)
+        return train.train(opened, state)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from spidr_jax import processes
 from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.data.plan import Plan
 from spidr_jax.eval.quality import UnitsQuality
@@ -47,7 +48,8 @@ class ProgressLog:
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Log the metrics of a step, as soon as the next one is dispatched or at `flush`."""
-        self._pending = (step, dict(values))
+        if jax.process_index() == 0:  # they are the same in all processes
+            self._pending = (step, dict(values))
 
     @contextmanager
     def paused(self, state: TrainState) -> Iterator[None]:
@@ -126,8 +128,8 @@ def report_validation(step: int, name: str, values: Mapping[str, float], seconds
 
 def report_best(name: str, best: tuple[int, float] | None) -> None:
     """Say which checkpoint is the best (step, value) in the metric `name`, if there is one."""
-    if best and jax.process_index() == 0:
-        print(f"best {name} so far: {best[1]:.4f}, checkpoint {best[0]}", flush=True)
+    if best:
+        processes.say(f"best {name} so far: {best[1]:.4f}, checkpoint {best[0]}")
 
 
 def conclude(folder: Path, step: int, steps: int, saved: int | None) -> None:

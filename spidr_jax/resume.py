@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spidr_jax import metrics, stored
+from spidr_jax import metrics, processes, stored
 from spidr_jax.checkpoint import Checkpoints
 from spidr_jax.config import changes, known
 from spidr_jax.train_step import TrainState
@@ -128,4 +128,5 @@ def check_unchanged(
         )
     before, now = position.get("versions", {}), versions()
     if other := [f"{name} {before[name]}" for name in before if before[name] != now.get(name)]:
-        print(f"note: checkpoint {step} was made with {', '.join(other)}; now rounding may differ")
+        made = ", ".join(other)
+        processes.say(f"note: checkpoint {step} was made with {made}; now rounding may differ")

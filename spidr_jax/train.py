@@ -1,9 +1,8 @@
 """A training run: open, build or restore, loop over batches, log, evaluate, save."""
 
 import dataclasses
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from spidr_jax import config as config_lib
-from spidr_jax import evaluate, extract, logs, optim, progress, resume, sharding, train_step
+from spidr_jax import (
+    evaluate,
+    extract,
+    logs,
+    optim,
+    processes,
+    progress,
+    resume,
+    sharding,
+    train_step,
+    watchdog,
+)
 from spidr_jax.checkpoint import Checkpoints
 from spidr_jax.data import pipeline
 from spidr_jax.data.plan import Plan, make_plan
@@ -21,9 +31,11 @@ from spidr_jax.data.sources import Rows, Source, open_sources
 from spidr_jax.health import NotFiniteError, SkippedUpdates
 from spidr_jax.logs import Logs
 from spidr_jax.progress import ProgressLog
+from spidr_jax.stop import Stop, stop_on_signals
 from spidr_jax.train_step import StepConfig, TrainState
 from spidr_jax.validation import Validation
-from spidr_jax.validation_sets import describe
+
+EVALUATION_SECONDS = 3600  # that the other processes wait for the one that evaluates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,19 +104,16 @@ def open_run(config: ConfigDict) -> Run:
 
 
 def _open_validation(config: ConfigDict, step_config: StepConfig, mesh: Mesh) -> Validation:
+    limits = ("min_samples", "max_samples", "num_rungs", "max_batch_samples", "planned_devices")
     opened = Validation(
         config.validation,
         step_config,
         mesh,
         every=config.validation_every,
         steps=config.steps,
-        min_samples=config.data.min_samples,
-        max_samples=config.data.max_samples,
-        num_rungs=config.data.num_rungs,
-        max_batch_samples=config.data.max_batch_samples,
-        planned_devices=config.data.planned_devices,
         num_threads=config.data.num_threads,
         max_bad_share=config.data.max_bad_share,
+        **{name: config.data[name] for name in limits},
     )
     best, allowed = config.checkpoint.best, opened.names()
     if best and best not in allowed:
@@ -151,42 +160,49 @@ def build_state(run: Run) -> TrainState:
         )
         state = checkpoints.restore(step, placed)
     if later := checkpoints.set_aside(step or 0):
-        print(f"checkpoints {later} now lie in {run.folder / 'set_aside'}", flush=True)
+        processes.say(f"checkpoints {later} now lie in {run.folder / 'set_aside'}")
     return state
 
 
 def train(run: Run, state: TrainState) -> int:
     """Train from `state` to `config.steps`; gives the process's exit status.
 
-    SIGINT (status 130) and SIGTERM (0) end the run after the step in progress, with a checkpoint.
+    SIGINT (status 130) and SIGTERM (0) in any process end the run in all of them after the same
+    step, with a checkpoint.
 
     Raises:
         OSError: the end of the run could not be saved; the message names the newest checkpoint.
         BadDataError: too many utterances cannot be read; what was trained is saved.
+        NotFiniteError: too many updates in a row were not finite; what was trained is saved.
     """
     start, steps = int(state.step), run.config.steps
-    (run.folder / "config.json").write_text(run.config.to_json(indent=2) + "\n")
-    writer = open_logs(run, start)
-    with closing(writer), closing(run.checkpoints), stop_request() as stop:
+    if processes.is_first():
+        (run.folder / "config.json").write_text(run.config.to_json(indent=2) + "\n")
         progress.introduce(run.folder, run.plan, run.step_config, state)
-        for dataset in run.validation.sets:
-            print(describe(dataset), flush=True)
+    writer = open_logs(run, start)
+    with closing(writer), closing(run.checkpoints), stop_on_signals() as stop:
         _evaluate(run, state, writer)
+        run.validation.introduce()
         run.validation.measure(state, start, writer)
         if start < steps:
             log = ProgressLog(writer, steps, run.step_config.model)
             state = _loop(run, state, log, stop)
             _evaluate(run, state, writer)
-        run.checkpoints.wait()
+        watchdog.beat("writing the last checkpoint")
+        _warn_if_unsaved(run.checkpoints.wait)
         saved = run.checkpoints.latest()
         progress.report_best(run.config.checkpoint.best, run.checkpoints.best())
-    progress.conclude(run.folder, int(state.step), steps, saved)
+    if stop.error:
+        processes.leave()  # the others have no error: only after they have left may this one fail
+        raise stop.error
+    if processes.is_first():
+        progress.conclude(run.folder, int(state.step), steps, saved)
     if saved != int(state.step):
         raise OSError(f"the end of the run is not saved: the newest checkpoint is {saved}")
-    return 130 if stop.signal == signal.SIGINT else 0
+    return 130 if stop.interrupted else 0
 
 
-def _loop(run: Run, state: TrainState, log: ProgressLog, stop: "StopRequest") -> TrainState:
+def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainState:
     config, freeze_step = run.config, run.step_config.freeze_step
     start = int(state.step)
     key = jax.random.split(jax.random.key(config.seed))[1]
@@ -205,34 +221,36 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: "StopRequest") ->
     )
     with batches:
         for step in range(start + 1, config.steps + 1):
+            watchdog.beat(f"step {step}")
             try:
                 batch = next(batches)
             except pipeline.BadDataError:
-                _save(run, state, step - 1)
+                if jax.process_count() == 1:  # a save needs all processes
+                    _save(run, state, step - 1)
                 raise
             state, values = step_fn(state, batch, key)
             log.count(batch["waveforms"].size, batches.data_wait)
-            try:
+            with stop.because_of(NotFiniteError, pipeline.BadDataError):
                 skipped.add(step, values["skipped"])
-            except NotFiniteError:
-                log.flush()
-                _save(run, state, step)
-                raise
+                batches.bad.check()
             if step == freeze_step:
                 state = _freeze(run, state)
                 step_fn = compile_step(run, frozen=True)
             ends = step == config.steps
             if step % config.log_every == 0 or step == 1 or ends:
-                log.add(step, values | {"bad_rows": batches.bad.bad_rows})
-            measured = _validate(run, state, step, log)
-            improves = run.checkpoints.improves(measured)
-            if step % config.checkpoint.every == 0 or ends or stop.signal or improves:
+                log.add(step, values | {"bad_rows": sum(processes.gather(batches.bad.bad_rows))})
+            stops = stop.reached(step)
+            measured: dict[str, float] = {}
+            improves = False
+            if run.validation.due(step) and (ends or not stops):
+                measured, improves = _validate(run, state, step, log)
+            if step % config.checkpoint.every == 0 or ends or stops or improves:
                 log.flush()
                 _save(run, state, step, measured)
-                if improves:
-                    progress.report_best(config.checkpoint.best, run.checkpoints.best())
-            if stop.signal:
+            if stops:
                 break
+        with stop.because_of(NotFiniteError):
+            skipped.flush()
     return state
 
 
@@ -248,37 +266,52 @@ def _freeze(run: Run, state: TrainState) -> TrainState:
 
 
 def open_logs(run: Run, step: int) -> Logs:
-    """The logs of a run that goes on after `step` finished steps."""
+    """The logs of a run that goes on after `step` finished steps; the first process's write."""
     return Logs(
         run.folder,
         step,
         config_lib.to_dict(run.config),
         tensorboard=run.config.tensorboard,
         wandb=run.config.wandb,
-        writes=jax.process_index() == 0,
+        writes=processes.is_first(),
     )
 
 
 def _save(run: Run, state: TrainState, step: int, measured: dict[str, float] | None = None) -> None:
     """Save in the background; a full disk is no reason to stop, as there may be room later."""
     position = {"step": step, "plan": run.plan.fingerprint, "versions": resume.versions()}
+    config = config_lib.to_dict(run.config)
+    _warn_if_unsaved(run.checkpoints.wait)
+    _warn_if_unsaved(partial(run.checkpoints.save, step, state, position, config, measured))
+
+
+def _warn_if_unsaved(action: Callable[[], None]) -> None:
     try:
-        run.checkpoints.save(step, state, position, config_lib.to_dict(run.config), measured)
+        action()
     except OSError as error:
-        print(f"warning: {error}", flush=True)
+        print(f"warning: {processes.name()}{error}", flush=True)
 
 
-def _validate(run: Run, state: TrainState, step: int, log: ProgressLog) -> dict[str, float]:
-    """Measure what is due; files that have gone bad must not cost what was trained."""
-    if not run.validation.due(step):
-        return {}
+def _validate(
+    run: Run, state: TrainState, step: int, log: ProgressLog
+) -> tuple[dict[str, float], bool]:
+    """Measure what is due, and say whether it is better than ever.
+
+    Files that have gone bad must not cost what was trained.
+    """
+    _warn_if_unsaved(run.checkpoints.wait)  # what is not on disk cannot be the best so far
     try:
         with log.paused(state):
-            return run.validation.measure(state, step, log.writer)
+            measured = run.validation.measure(state, step, log.writer)
     except pipeline.BadDataError:
         if jax.process_count() == 1:  # a save needs all processes
             _save(run, state, step)
         raise
+    best = run.config.checkpoint.best
+    improves = run.checkpoints.improves(measured)
+    if improves:
+        progress.report_best(best, (step, measured[best]))
+    return measured, improves
 
 
 def _describe_batch(run: Run, step: int) -> str:
@@ -291,41 +324,21 @@ def _describe_batch(run: Run, step: int) -> str:
 def _evaluate(run: Run, state: TrainState, writer: Logs) -> None:
     """Measure the units at the run's start and end, where the metrics do not hold it yet."""
     step = int(state.step)
-    if step not in (0, run.config.steps) or jax.process_index() > 0:
+    if step not in (0, run.config.steps) or not run.evaluations:
         return
+    if processes.is_first():
+        _measure(run, state, writer, step)
+    processes.wait(f"evaluation after step {step}", EVALUATION_SECONDS)
+
+
+def _measure(run: Run, state: TrainState, writer: Logs, step: int) -> None:
     model_config = run.step_config.model
     for evaluation in run.evaluations:
         names = {layer: f"{evaluation.name}_pnmi_{layer}" for layer in model_config.codebook_layers}
         if writer.has(step, names[model_config.encoder_num_layers]):
             continue
+        watchdog.beat(f"evaluation on {evaluation.name}", EVALUATION_SECONDS)
         params = jax.device_get(state.params)
         measured = evaluate.unit_quality(run.units_fn, params, model_config, evaluation)
         writer.write(step, {names[layer]: measured[layer].pnmi for layer in measured})
         progress.report_quality(step, evaluation.name, measured)
-
-
-class StopRequest:
-    """The first SIGINT or SIGTERM that came, 0 before; a second one acts at once."""
-
-    def __init__(self) -> None:
-        """Note nothing yet."""
-        self.signal = 0
-
-
-@contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Note SIGINT and SIGTERM instead of dying of them."""
-    request = StopRequest()
-
-    def note(number: int, _: Any) -> None:
-        request.signal = number
-        print(f"{signal.Signals(number).name}: saving after this step", flush=True)
-        for other, handler in previous.items():
-            signal.signal(other, handler)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

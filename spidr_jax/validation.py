@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from spidr_jax import metrics, progress, sharding, train_step
+from spidr_jax import metrics, processes, progress, sharding, train_step, watchdog
 from spidr_jax.data import pipeline
 from spidr_jax.logs import Logs
 from spidr_jax.train_step import StepConfig, TrainState
-from spidr_jax.validation_sets import ValidationSet, open_sets
+from spidr_jax.validation_sets import ValidationSet, describe, open_sets
 
 EvalFn = Callable[[TrainState, train_step.Batch, np.int32], train_step.Metrics]
 _SEED = 0
@@ -73,6 +73,7 @@ def measure_set(
     try:
         with batches:
             for number, batch in enumerate(batches):
+                watchdog.beat(f"validation on {dataset.name}, batch {number}")
                 found.append(eval_fn(state, batch, np.int32(number)))
                 jax.block_until_ready(found[-2:][0])  # batches must not pile up on the device
             batches.bad.check()
@@ -120,6 +121,11 @@ class Validation:
         self._eval_fn = make_eval_fn(config, mesh)
         self._num_threads, self._max_bad_share = num_threads, max_bad_share
 
+    def introduce(self) -> None:
+        """Say what the sets are."""
+        for dataset in self.sets:
+            processes.say(describe(dataset))
+
     def names(self) -> list[str]:
         """What `measure` gives that can say which checkpoint is the best."""
         return [
@@ -153,11 +159,11 @@ class Validation:
         """
         measured: dict[str, float] = {}
         for dataset in self.sets if self.due(step) else ():
-            if sharding.agree(logs.has(step, f"{dataset.name}_loss")):
+            if processes.gather(logs.has(step, f"{dataset.name}_loss"))[0]:
                 continue
             start = time.perf_counter()
             values = metrics.flatten(self._measure(state, dataset), self._layers)
-            if jax.process_index() == 0:
+            if processes.is_first():
                 seconds = time.perf_counter() - start
                 progress.report_validation(step, dataset.name, values, seconds)
             named = {f"{dataset.name}_{name}": value for name, value in values.items()}

@@ -248,6 +248,11 @@ def test_stand_ins_are_the_same_every_time(broken):
     assert_equal(*runs)
 
 
+def read_all(batches):
+    for _ in batches:
+        batches.bad.check()
+
+
 def test_too_many_broken_files_stop_the_run_by_name(broken):
     sources, plan = broken
     stop = 20 * plan.batches_per_epoch
@@ -255,7 +260,7 @@ def test_too_many_broken_files_stop_the_run_by_name(broken):
         pipeline.batches(sources, plan, stop=stop, max_bad_share=0.01) as batches,
         pytest.raises(BadDataError, match=r"more than data.max_bad_share 0.01; .*\(\d+ x\)") as e,
     ):
-        list(batches)
+        read_all(batches)
     assert any(kind in str(e.value) for kind in BROKEN)
 
 
@@ -277,7 +282,7 @@ def test_no_broken_file_is_allowed_where_the_share_is_zero(broken):
         pipeline.batches(sources, plan, stop=plan.batches_per_epoch, max_bad_share=0) as batches,
         pytest.raises(BadDataError, match=r"more than data.max_bad_share 0"),
     ):
-        list(batches)
+        read_all(batches)
 
 
 def open_row(fileid):
@@ -316,7 +321,7 @@ def test_files_that_vanish_later_stop_the_run_without_hanging(tmp_path):
         next(batches)
         for fileid in sounds:
             (tmp_path / f"{fileid}.flac").unlink()
-        with pytest.raises(BadDataError, match=r"stand-ins|max_bad_share"):
+        with pytest.raises(BadDataError, match="stand-ins"):
             list(batches)
 
 

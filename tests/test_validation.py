@@ -284,7 +284,7 @@ def test_unreadable_files_end_the_run_by_the_sets_name_but_save_it(
         closing(writer),
         pytest.raises(pipeline.BadDataError, match=r"config\.validation: dev: .*stand-ins"),
     ):
-        train._validate(run, state, 2, log)
+        train._validate(run, state, 2, log)  # in a whole run they would have to go while it trains
     run.checkpoints.wait()
     assert run.checkpoints.latest() == 2
 

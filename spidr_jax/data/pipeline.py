@@ -106,13 +106,12 @@ class Batches(Iterator[Any]):
         """Give the next batch, as `put` returned it.
 
         Raises:
-            BadDataError: more bad rows than allowed.
+            BadDataError: an utterance is bad and so are all that could stand in for it.
             StopIteration: after batch `stop` - 1.
         """
         start = time.perf_counter()
         batch = next(self._iterator)
         self.data_wait = time.perf_counter() - start
-        self.bad.check()
         return batch
 
     def close(self) -> None:
@@ -158,7 +157,7 @@ def batches(
         process_count: all of them.
         num_threads: that decode, each a whole batch.
         device_prefetch: batches kept ready on the device.
-        max_bad_share: of the rows read; beyond it the iterator raises BadDataError.
+        max_bad_share: of the rows read; beyond it `bad.check` raises BadDataError.
 
     Raises:
         ValueError: B is not divisible by the processes.
