@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,7 +74,8 @@ class WandB:
     """One W&B run for all starts of a run.
 
     W&B takes each step once and in order. So a step goes to it when the next one begins, and
-    `wandb.json` in the run's folder holds the W&B run's id and the last step that went.
+    `wandb.json` in the run's folder holds the W&B run's id and the last step that went. Online,
+    the server knows that better: what W&B had not sent when it was killed is sent again.
     """
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any]) -> None:
@@ -102,7 +103,9 @@ class WandB:
             )
         except wandb.Error as error:
             raise OSError(f"config.wandb = {project!r}: {error}") from None
-        known["step"] = max(known["step"], self._run.step - 1)
+        if not self._run.offline:
+            known["step"] = self._run.step - 1
+        self._save()
         self._row: tuple[int, dict[str, Any]] = (-1, {})
         for line in read(folder / "metrics.jsonl"):
             self.write(line["step"], line)
@@ -118,8 +121,12 @@ class WandB:
         step, row = self._row
         if step <= self._known["step"]:
             return
-        self._run.log({name: value for name, value in row.items() if name != "step"}, step=step)
+        values = {name: value for name, value in row.items() if name != "step"}
+        self._run.log(values, step=step, commit=True)
         self._known["step"] = step
+        self._save()
+
+    def _save(self) -> None:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self._known) + "\n")
         temporary.replace(self._path)
@@ -158,14 +165,19 @@ class Logs:
         """
         self._writer: MetricsWriter | None = None
         self._sinks: list[Sink] = []
+        self._opened = ExitStack()
         if not writes:
             return
-        self._writer = MetricsWriter(folder / "metrics.jsonl", step)
-        self._sinks.append(self._writer)
-        if tensorboard:
-            self._sinks.append(TensorBoard(folder, step))
-        if wandb:
-            self._sinks.append(WandB(folder, wandb, config))
+        with ExitStack() as opened:  # what is open is closed where another refuses
+            self._writer = opened.enter_context(
+                closing(MetricsWriter(folder / "metrics.jsonl", step))
+            )
+            self._sinks.append(self._writer)
+            if tensorboard:
+                self._sinks.append(opened.enter_context(closing(TensorBoard(folder, step))))
+            if wandb:
+                self._sinks.append(opened.enter_context(closing(WandB(folder, wandb, config))))
+            self._opened = opened.pop_all()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Log values after `step` finished steps; a step's may come in several goes."""
@@ -178,9 +190,7 @@ class Logs:
 
     def close(self) -> None:
         """Write what waits, and close all of them."""
-        with ExitStack() as stack:
-            for sink in self._sinks:
-                stack.callback(sink.close)
+        self._opened.close()
 
 
 def check_installed(tensorboard: bool, wandb: str) -> None:
