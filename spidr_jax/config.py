@@ -15,7 +15,8 @@ from spidr_jax.teacher import TeacherConfig
 from spidr_jax.train_step import StepConfig
 
 PRECISIONS = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
-FREE = ("workdir", "steps", "log_every", "evaluation", "checkpoint")  # may change on resume
+# may change on resume
+FREE = ("workdir", "steps", "log_every", "evaluation", "checkpoint", "sharding")
 Section = TypeVar("Section")
 
 

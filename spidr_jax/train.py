@@ -4,6 +4,7 @@ import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,14 @@ def build_state(run: Run) -> TrainState:
         ValueError: the folder's run has another config or other data, named field by field.
     """
     key = jax.random.split(jax.random.key(run.config.seed))[0]
-    init = jax.jit(
-        lambda key: train_step.init_state(run.step_config, key),
-        out_shardings=sharding.replicated(run.mesh),
-    )
-    step = run.checkpoints.latest()
+    fsdp, step = run.config.sharding.fsdp, run.checkpoints.latest()
+    frozen = step is not None and step >= run.step_config.freeze_step
+    target = abstract_state(run.step_config, run.mesh, fsdp, frozen)
     if step is None:
-        return init(key)
+        shardings = jax.tree.map(lambda x: x.sharding, target)
+        return jax.jit(partial(train_step.init_state, run.step_config), out_shardings=shardings)(
+            key
+        )
     position, saved = run.checkpoints.read(step)
     current, imported = config_lib.to_dict(run.config), position["plan"] is None
     if imported and not position["optimizer"]:
@@ -98,14 +100,28 @@ def build_state(run: Run) -> TrainState:
             f"{run.folder} holds a run at step {step} of which something has changed: "
             f"{'; '.join(changed)}. Undo that or choose another config.workdir"
         )
-    target = jax.eval_shape(init, key)
-    if step >= run.step_config.freeze_step:
-        target = _freeze(run, target)
-    everywhere = sharding.replicated(run.mesh)
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), target
+    return run.checkpoints.restore(step, target)
+
+
+def abstract_state(config: StepConfig, mesh: Mesh, fsdp: bool, frozen: bool) -> TrainState:
+    """Shapes, types and shardings of the state of a phase."""
+    state = jax.eval_shape(lambda: train_step.init_state(config, jax.random.key(0)))
+    if frozen:
+        state = state._replace(opt_state=optim.freeze(state.opt_state, config.model))
+    shardings = sharding.state_shardings(state, mesh, fsdp)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, shardings
     )
-    return run.checkpoints.restore(step, placed)
+
+
+def jit_step(config: StepConfig, mesh: Mesh, fsdp: bool, frozen: bool) -> jax.stages.Wrapped:
+    """The jitted training step of a phase, which takes over (donates) its state argument."""
+    state = abstract_state(config, mesh, fsdp, frozen)
+    return jax.jit(
+        train_step.make_train_step(config, frozen),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda x: x.sharding, state), sharding.replicated(mesh)),
+    )
 
 
 def train(run: Run, state: TrainState) -> int:
@@ -175,10 +191,8 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: "StopRequest") ->
 
 
 def compile_step(run: Run, frozen: bool) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """The jitted training step of a phase, which takes over (donates) its state argument."""
-    everywhere = sharding.replicated(run.mesh)
-    step = train_step.make_train_step(run.step_config, frozen)
-    return jax.jit(step, donate_argnums=0, out_shardings=(everywhere, everywhere))
+    """The run's `jit_step`."""
+    return jit_step(run.step_config, run.mesh, run.config.sharding.fsdp, frozen)
 
 
 def _freeze(run: Run, state: TrainState) -> TrainState:
