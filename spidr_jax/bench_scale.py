@@ -27,7 +27,10 @@ KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective
 _OPERATION = re.compile(rf"^\s*(?:ROOT )?(%\S+) = (.+?) ({'|'.join(KINDS)})\(([^)]*)\)")
 _ARRAY = re.compile(r"([a-z]+)(\d+)\[([\d,]*)\]")
 _PARTITIONED = "*after_spmd-partitioning*.txt"
-_DUMP = {"xla_dump_hlo_pass_re": "spmd-partitioning", "xla_backend_optimization_level": 0}
+_DUMP: dict[str, str | bool] = {
+    "xla_dump_hlo_pass_re": "spmd-partitioning",
+    "xla_backend_optimization_level": "0",
+}
 
 
 class Collective(NamedTuple):
@@ -92,18 +95,20 @@ def measure(config: StepConfig, devices: int, rows: int, samples: int, fsdp: boo
         fsdp: split moments and teacher.
 
     Raises:
-        ValueError: there are fewer devices.
+        ValueError: one device, which exchanges nothing, or more than there are.
     """
-    if not 1 <= devices <= jax.device_count():
-        raise ValueError(f"devices: {devices} is not within 1 .. {jax.device_count()}")
+    if not 2 <= devices <= jax.device_count():
+        raise ValueError(f"devices: {devices} is not within 2 .. {jax.device_count()}")
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     state = train.abstract_state(config, mesh, fsdp, frozen=False)
     batch = _abstract_batch(mesh, devices * rows, samples)
     key = jax.eval_shape(lambda: jax.random.key(0))
     lowered = train.jit_step(config, mesh, fsdp, frozen=False).lower(state, batch, key)
     with tempfile.TemporaryDirectory() as folder:
-        compiled = lowered.compile(compiler_options={"xla_dump_to": folder} | _DUMP)
+        compiled = lowered.compile(compiler_options=_DUMP | {"xla_dump_to": folder})
         (text,) = [path.read_text() for path in Path(folder).glob(_PARTITIONED)]
+    memory = compiled.memory_analysis()
+    assert memory is not None  # CPU gives one
     found = read_collectives(text, devices)
     return Demand(
         devices=devices,
@@ -112,7 +117,7 @@ def measure(config: StepConfig, devices: int, rows: int, samples: int, fsdp: boo
         samples=samples,
         state={name: sharding.device_bytes(getattr(state, name)) for name in TrainState._fields},
         batch=sharding.device_bytes(batch),
-        temporary=compiled.memory_analysis().temp_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
         collectives={
             kind: (len(sizes), sum(sizes))
             for kind in KINDS
@@ -211,13 +216,13 @@ def table(demands: Sequence[Demand], bandwidths: Sequence[float]) -> str:
     lines = [names, ["---"] * len(names)]
     for each in demands:
         by_kind = {kind: size for kind, (_, size) in each.collectives.items()}
-        sizes: list[float] = [each.state[part] for part in parts] + [each.batch, each.temporary]
-        sizes += [by_kind.pop(kind, 0) for kind in KINDS[:3]] + [sum(by_kind.values()), each.sent]
+        sizes = [*(each.state[part] for part in parts), each.batch, each.temporary]
+        sizes += [by_kind.pop(kind, 0) for kind in KINDS[:3]]
         lines.append(
             [
                 f"{each.devices}{', fsdp' if each.fsdp else ''}",
                 f"{each.rows} x {each.samples}",
-                *(f"{size / 1e6:,.1f}" for size in sizes),
+                *(f"{size / 1e6:,.1f}" for size in (*sizes, sum(by_kind.values()), each.sent)),
                 *(f"{each.sent / rate / 1e6:.1f}" for rate in bandwidths),
             ]
         )
