@@ -66,15 +66,10 @@ def _partition_gradients(mesh: Mesh, operands: Any, _: Any) -> Shardings:
     return mesh, local, (rows, whole), (rows, whole, rows)
 
 
-_by_rows.def_partition(
-    _partition,
-    sharding_rule="b t c, k i d -> b s d",
-    need_replication_factors=("t", "c", "k", "i", "d", "s"),
-)
+# one letter for what is split alike: rows only, or moments' shardings would come to kernels
+_by_rows.def_partition(_partition, sharding_rule="b t c, k i d -> b s e")
 _gradients_by_rows.def_partition(
-    _partition_gradients,
-    sharding_rule="b t c, k i d, b s d -> b t c, k i d",
-    need_replication_factors=("t", "c", "k", "i", "d", "s"),
+    _partition_gradients, sharding_rule="b t c, k i d, b s e -> b u f, l j g"
 )
 grouped_conv.defvjp(
     lambda x, kernel: (_by_rows(x, kernel), (x, kernel)),
