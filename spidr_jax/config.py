@@ -24,6 +24,7 @@ FREE = (  # may change on resume; what the data are, the plan's fingerprint know
     "watchdog_seconds",
     "evaluation",
     "checkpoint",
+    "sharding",
     "init_from",
     "resume_step",
     "allow_changes",

@@ -15,12 +15,11 @@ from spidr_jax import config as config_lib
 from spidr_jax import (
     evaluate,
     extract,
-    optim,
+    phases,
     processes,
     progress,
     resume,
     sharding,
-    train_step,
     watchdog,
 )
 from spidr_jax.checkpoint import Checkpoints
@@ -93,17 +92,14 @@ def build_state(run: Run) -> TrainState:
         ValueError: the folder's run has another config or other data, named field by field; its
             checkpoint is damaged; `init_from` does not fit.
     """
-    config, checkpoints = run.config, run.checkpoints
-    key = jax.random.split(jax.random.key(config.seed))[0]
-    init = jax.jit(
-        lambda key: train_step.init_state(run.step_config, key),
-        out_shardings=sharding.replicated(run.mesh),
-    )
+    config, checkpoints, step_config = run.config, run.checkpoints, run.step_config
+    fsdp = config.sharding.fsdp
     step = resume.choose_step(checkpoints, config.resume_step)
     if step is None:
         if config.resume_step is None:
             resume.check_unstarted(run.folder, config.checkpoint.every)
-        state = init(key)
+        key = jax.random.split(jax.random.key(config.seed))[0]
+        state = phases.init_state(step_config, run.mesh, fsdp, key)
         state = resume.adopt(state, config.init_from) if config.init_from else state
     else:
         resume.check_unchanged(
@@ -113,14 +109,9 @@ def build_state(run: Run) -> TrainState:
             config_lib.allowed_changes(config),
             run.plan.fingerprint,
         )
-        target = jax.eval_shape(init, key)
-        if step >= run.step_config.freeze_step:
-            target = _freeze(run, target)
-        everywhere = sharding.replicated(run.mesh)
-        placed = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), target
-        )
-        state = checkpoints.restore(step, placed)
+        frozen = step >= step_config.freeze_step
+        target = phases.abstract_state(step_config, run.mesh, fsdp, frozen)
+        state = checkpoints.restore(step, target)
     if later := checkpoints.set_aside(step or 0):
         processes.say(f"checkpoints {later} now lie in {run.folder / 'set_aside'}")
     return state
@@ -198,7 +189,7 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
                 skipped.add(step, values["skipped"])
                 batches.bad.check()
             if step == freeze_step:
-                state = _freeze(run, state)
+                state = phases.freeze(run.step_config, state)
                 step_fn, compiled = compile_step(run, frozen=True), set()
             ends = step == config.steps
             if step % config.log_every == 0 or step == 1 or ends:
@@ -215,14 +206,8 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
 
 
 def compile_step(run: Run, frozen: bool) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """The jitted training step of a phase, which takes over (donates) its state argument."""
-    everywhere = sharding.replicated(run.mesh)
-    step = train_step.make_train_step(run.step_config, frozen)
-    return jax.jit(step, donate_argnums=0, out_shardings=(everywhere, everywhere))
-
-
-def _freeze(run: Run, state: TrainState) -> TrainState:
-    return state._replace(opt_state=optim.freeze(state.opt_state, run.step_config.model))
+    """The jitted training step of a phase."""
+    return phases.jit_step(run.step_config, run.mesh, run.config.sharding.fsdp, frozen)
 
 
 def _save(run: Run, state: TrainState, step: int) -> None:
