@@ -103,6 +103,9 @@ def get_config() -> ConfigDict:
     config.data.num_threads = 8
     config.data.max_bad_share = 0.01
 
+    config.sharding = ConfigDict()
+    config.sharding.fsdp = False  # split moments and teacher over the devices: less memory
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 2_500
     config.checkpoint.keep = 3

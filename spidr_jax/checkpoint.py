@@ -37,6 +37,9 @@ class Checkpoints:
             keep_every: those of every so many steps stay too, 0 for none.
             best: the one that is best in this metric stays too, empty for none; of a loss the
                 lowest is best, of anything else the highest.
+
+        Raises:
+            ValueError: the processes see different folders.
         """
         self._best = best
         stays: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep)]
@@ -56,6 +59,12 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._saving: int | None = None
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        newest = processes.gather(-1 if (step := self.latest()) is None else step)
+        if len(set(newest)) > 1:
+            raise ValueError(
+                f"{folder} must be one folder for all processes; their newest checkpoints "
+                f"(-1 for none) are {newest}"
+            )
 
     def steps(self) -> list[int]:
         """The steps saved, rising."""

@@ -28,6 +28,7 @@ FREE = (  # may change on resume; what the data are, the plan's fingerprint know
     "tensorboard",
     "wandb",
     "checkpoint",
+    "sharding",
     "init_from",
     "resume_step",
     "allow_changes",

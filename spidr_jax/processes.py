@@ -83,7 +83,8 @@ def start() -> None:
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
-    jax.process_count()  # the devices of all are known from here on, or this raises
+    # Now that all are here: gloo gives the first exchange 30 s, which compilation would exceed.
+    gather(0)
 
 
 def leave() -> None:
@@ -150,13 +151,14 @@ def gather(value: int) -> list[int]:
 
 def _end(error: BaseException) -> NoReturn:
     sys.stdout.flush()
-    if isinstance(error, SystemExit) and isinstance(error.code, str):
-        text = f"{error.code}\n"
-    elif isinstance(error, KeyboardInterrupt):
-        text = "interrupted\n"
+    if isinstance(error, SystemExit):
+        text = str(error.code)
     else:
-        text = "ended by\n" + "".join(traceback.format_exception(error))
-    print(f"{name()}{text}", end="", file=sys.stderr, flush=True)
+        traceback.print_exception(error)
+        text = f"ended by this {type(error).__name__}"
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            text += "; where a connection broke, another process ended first: its output says why"
+    print(f"{name()}{text}", file=sys.stderr, flush=True)
     os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 

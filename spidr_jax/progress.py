@@ -126,13 +126,14 @@ def report_validation(step: int, name: str, values: Mapping[str, float], seconds
     )
 
 
-def report_best(name: str, best: tuple[int, float] | None) -> None:
-    """Say which checkpoint is the best (step, value) in the metric `name`, if there is one."""
-    if best:
-        processes.say(f"best {name} so far: {best[1]:.4f}, checkpoint {best[0]}")
+def report_best(name: str, step: int, values: Mapping[str, float]) -> None:
+    """Say that a validation is the best so far in the metric `name`."""
+    processes.say(f"best {name} so far: {values[name]:.4f} after step {step}")
 
 
-def conclude(folder: Path, step: int, steps: int, saved: int | None) -> None:
+def conclude(
+    folder: Path, step: int, steps: int, saved: int | None, best: tuple[int, float] | None
+) -> None:
     """Say where the run lies, how unit quality moved, and what to do next."""
     lines = read(folder / "metrics.jsonl")
     for name in [n for n in lines[0] if "_pnmi_" in n and n in lines[-1]] if lines else []:
@@ -140,6 +141,7 @@ def conclude(folder: Path, step: int, steps: int, saved: int | None) -> None:
     print(
         f"{'finished' if step == steps else 'stopped'} after step {step} of {steps}\n"
         f"run: {folder} (metrics.jsonl, config.json, checkpoints/{saved})\n"
-        f"next: the same command goes on from here; --config.steps={2 * steps} trains longer",
+        + (f"best: checkpoints/{best[0]} with {best[1]:.4f}\n" if best else "")
+        + f"next: the same command goes on from here; --config.steps={2 * steps} trains longer",
         flush=True,
     )

@@ -95,6 +95,7 @@ class Validation:
         *,
         every: int,
         steps: int,
+        best: str,
         num_threads: int,
         max_bad_share: float,
         **plan: int,
@@ -107,12 +108,14 @@ class Validation:
             mesh: the devices.
             every: steps between two validations.
             steps: after which the run ends.
+            best: the metric in which a checkpoint shall be the best, empty for none.
             num_threads: that decode.
             max_bad_share: of a set's utterances that may be unreadable.
             plan: the other arguments of `open_sets`.
 
         Raises:
-            ValueError: an entry or a manifest is malformed, or a set is too small.
+            ValueError: an entry or a manifest is malformed, a set is too small, or nothing gives
+                the metric `best`.
             FileNotFoundError: a manifest is missing.
         """
         self.sets = open_sets(text, num_devices=mesh.size, **plan)
@@ -120,20 +123,17 @@ class Validation:
         self._layers = config.model.codebook_layers
         self._eval_fn = make_eval_fn(config, mesh)
         self._num_threads, self._max_bad_share = num_threads, max_bad_share
+        allowed = self._names()
+        if best and best not in allowed:
+            raise ValueError(
+                f"config.checkpoint.best = {best!r}: allowed is "
+                f"{', '.join(allowed) or 'a metric of config.validation, which is empty'}"
+            )
 
     def introduce(self) -> None:
         """Say what the sets are."""
         for dataset in self.sets:
             processes.say(describe(dataset))
-
-    def names(self) -> list[str]:
-        """What `measure` gives that can say which checkpoint is the best."""
-        return [
-            f"{dataset.name}_{metric}"
-            for dataset in self.sets
-            for name in _METRICS
-            for metric in (name, *(f"{name.removesuffix('_codes')}_{k}" for k in self._layers))
-        ]
 
     def due(self, step: int) -> bool:
         """Whether there is something to measure after `step` finished steps."""
@@ -180,3 +180,11 @@ class Validation:
             num_threads=self._num_threads,
             max_bad_share=self._max_bad_share,
         )
+
+    def _names(self) -> list[str]:
+        return [
+            f"{dataset.name}_{metric}"
+            for dataset in self.sets
+            for name in _METRICS
+            for metric in (name, *(f"{name.removesuffix('_codes')}_{k}" for k in self._layers))
+        ]

@@ -17,9 +17,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 import spidr_jax
-from spidr_jax import metrics, sharding, train, train_step, validation
+from spidr_jax import metrics, phases, sharding, train, validation
 from spidr_jax.data import pipeline
 from spidr_jax.data.sources import open_sources
+from spidr_jax.logs import Logs
 from spidr_jax.model_config import ModelConfig
 from spidr_jax.progress import ProgressLog
 from spidr_jax.train_step import StepConfig, TrainState
@@ -241,7 +242,9 @@ def test_stopped_and_resumed_gives_the_same_lines_and_keeps_the_best(
     assert resumed_lines == lines
     folder = tmp_path / "run" / "checkpoints"
     assert sorted(int(path.name) for path in folder.iterdir()) == [2, 6]
-    assert f"best {best} so far: {lines[2][best]:.4f}, checkpoint 2" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert output.count(f"best {best} so far: {lines[2][best]:.4f} after step 2\n") == 1
+    assert output.count(f"best: checkpoints/2 with {lines[2][best]:.4f}\n") == 2
     assert spidr_jax.load(tmp_path / "run").step == 6
     assert spidr_jax.load(folder / "2").step == 2
 
@@ -278,7 +281,7 @@ def test_unreadable_files_end_the_run_by_the_sets_name_but_save_it(
     state = train.build_state(run)
     for file in (tmp_path / "dev").glob("*.wav"):
         file.unlink()
-    writer = train.open_logs(run, 0)
+    writer = Logs(tmp_path, 0, {})
     log = ProgressLog(writer, 6, run.step_config.model)
     with (
         closing(writer),
@@ -292,7 +295,7 @@ def test_unreadable_files_end_the_run_by_the_sets_name_but_save_it(
 # --- on several devices
 
 
-def measure_on(number: int, manifest: Path) -> dict[str, float]:
+def measure_on(number: int, fsdp: bool, manifest: Path) -> dict[str, float]:
     """The numbers of a model that has learnt nothing, on the first `number` devices."""
     from jax.sharding import Mesh
 
@@ -300,9 +303,7 @@ def measure_on(number: int, manifest: Path) -> dict[str, float]:
     limits = LIMITS | {"planned_devices": 8, "max_samples": 18_000}
     mesh = Mesh(np.array(jax.devices()[:number]), ("data",))
     (dataset,) = open_sets(f"dev:{manifest}", num_devices=number, **limits)
-    state = jax.device_put(
-        train_step.init_state(config, jax.random.key(0)), sharding.replicated(mesh)
-    )
+    state = phases.init_state(config, mesh, fsdp, jax.random.key(0))
     eval_fn = validation.make_eval_fn(config, mesh)
     values = validation.measure_set(eval_fn, state, dataset, mesh, **READING)
     return metrics.flatten(values, (1, 2)) | {"batches": dataset.plan.batches_per_epoch}
@@ -320,14 +321,15 @@ def test_the_numbers_are_equal_on_one_and_eight_devices(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
-    one, eight = map(json.loads, done.stdout.splitlines())
+    one, eight, split = map(json.loads, done.stdout.splitlines())
     assert one["batches"] == 2
-    assert one.keys() == eight.keys()
+    assert one.keys() == eight.keys() == split.keys()
     for name in one:
         exact = name.startswith(("active", "masked", "batches"))
-        assert eight[name] == pytest.approx(one[name], rel=0 if exact else 1e-6), name
+        for other in (eight, split):
+            assert other[name] == pytest.approx(one[name], rel=0 if exact else 1e-6), name
 
 
 if __name__ == "__main__":
-    for devices in (1, 8):
-        print(json.dumps(measure_on(devices, Path(sys.argv[1]))))
+    for devices, split in ((1, False), (8, False), (8, True)):
+        print(json.dumps(measure_on(devices, split, Path(sys.argv[1]))))
