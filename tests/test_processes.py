@@ -146,7 +146,9 @@ def continued(straight: ConfigDict, folder: Path, steps: int) -> ConfigDict:
 @pytest.mark.slow
 def test_two_then_four_processes_then_one_equal_one(straight: ConfigDict, tmp_path: Path) -> None:
     for number, steps in ((2, 2), (4, 4)):
-        with Group(tmp_path / str(number), continued(straight, tmp_path, steps), number) as group:
+        config = continued(straight, tmp_path, steps)
+        config.sharding.fsdp = number == 4
+        with Group(tmp_path / str(number), config, number) as group:
             assert group.statuses() == [0] * number, group.all_outputs()
             assert f"{number} process(es)" in group.output(0)
             for quiet in range(1, number):
