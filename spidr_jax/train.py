@@ -12,26 +12,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from spidr_jax import config as config_lib
-from spidr_jax import (
-    evaluate,
-    extract,
-    phases,
-    processes,
-    progress,
-    resume,
-    sharding,
-    watchdog,
-)
+from spidr_jax import evaluate, extract, phases, processes, progress, resume, sharding, watchdog
 from spidr_jax.checkpoint import Checkpoints
 from spidr_jax.data import pipeline
 from spidr_jax.data.plan import Plan, make_plan
 from spidr_jax.data.sources import Rows, Source, open_sources
 from spidr_jax.health import NotFiniteError, SkippedUpdates
-from spidr_jax.metrics import MetricsWriter, NoMetrics
+from spidr_jax.logs import Logs, check_installed
 from spidr_jax.progress import ProgressLog
 from spidr_jax.stop import Stop, stop_on_signals
 from spidr_jax.train_step import StepConfig, TrainState
+from spidr_jax.validation import Validation
 
+_LIMITS = ("min_samples", "max_samples", "num_rungs", "max_batch_samples", "planned_devices")
 EVALUATION_SECONDS = 3600  # that the other processes wait for the one that evaluates
 
 
@@ -48,6 +41,7 @@ class Run:
     checkpoints: Checkpoints
     mesh: Mesh
     units_fn: extract.UnitsFn
+    validation: Validation
 
 
 def open_run(config: ConfigDict) -> Run:
@@ -58,15 +52,8 @@ def open_run(config: ConfigDict) -> Run:
         OSError: a file is missing or the folder cannot be written.
     """
     sources = open_sources(config.data.manifest, config.data.sources)
-    plan = make_plan(
-        sources,
-        min_samples=config.data.min_samples,
-        max_samples=config.data.max_samples,
-        num_rungs=config.data.num_rungs,
-        max_batch_samples=config.data.max_batch_samples,
-        planned_devices=config.data.planned_devices,
-        seed=config.seed,
-    )
+    limits = {name: config.data[name] for name in _LIMITS}
+    plan = make_plan(sources, seed=config.seed, **limits)
     for source in sources:
         pipeline.probe(source)
     mesh = sharding.make_mesh()
@@ -77,12 +64,36 @@ def open_run(config: ConfigDict) -> Run:
                 f"{rung} samples do not divide among {mesh.size} devices; allowed is a multiple"
             )
     evaluations = evaluate.open_sets(config.evaluation)
+    step_config = config_lib.step_config(config)
+    validation = Validation(
+        config.validation,
+        step_config,
+        mesh,
+        every=config.validation_every,
+        steps=config.steps,
+        best=config.checkpoint.best,
+        num_threads=config.data.num_threads,
+        max_bad_share=config.data.max_bad_share,
+        **limits,
+    )
+    check_installed(config.tensorboard, config.wandb)
     folder = Path(config.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
-    step_config = config_lib.step_config(config)
+    keeping = {name: config.checkpoint[name] for name in ("keep", "keep_every", "best")}
+    checkpoints = Checkpoints(folder / "checkpoints", **keeping)
     units_fn = extract.make_units_fn(step_config.model, step_config.dtype)
-    return Run(config, step_config, folder, sources, plan, evaluations, checkpoints, mesh, units_fn)
+    return Run(
+        config,
+        step_config,
+        folder,
+        sources,
+        plan,
+        evaluations,
+        checkpoints,
+        mesh,
+        units_fn,
+        validation,
+    )
 
 
 def build_state(run: Run) -> TrainState:
@@ -131,12 +142,19 @@ def train(run: Run, state: TrainState) -> int:
     start, steps = int(state.step), run.config.steps
     if processes.is_first():
         (run.folder / "config.json").write_text(run.config.to_json(indent=2) + "\n")
-        writer = MetricsWriter(run.folder / "metrics.jsonl", start)
         progress.introduce(run.folder, run.plan, run.step_config, state)
-    else:
-        writer = NoMetrics()
+    writer = Logs(
+        run.folder,
+        start,
+        config_lib.to_dict(run.config),
+        tensorboard=run.config.tensorboard,
+        wandb=run.config.wandb,
+        writes=processes.is_first(),
+    )
     with closing(writer), closing(run.checkpoints), stop_on_signals() as stop:
         _evaluate(run, state, writer)
+        run.validation.introduce()
+        run.validation.measure(state, start, writer)
         if start < steps:
             log = ProgressLog(writer, steps, run.step_config.model)
             state = _loop(run, state, log, stop)
@@ -144,11 +162,12 @@ def train(run: Run, state: TrainState) -> int:
         watchdog.beat("writing the last checkpoint")
         _warn_if_unsaved(run.checkpoints.wait)
         saved = run.checkpoints.latest()
+        best = run.checkpoints.best()
     if stop.error:
         processes.leave()  # the others have no error: only after they have left may this one fail
         raise stop.error
     if processes.is_first():
-        progress.conclude(run.folder, int(state.step), steps, saved)
+        progress.conclude(run.folder, int(state.step), steps, saved, best)
     if saved != int(state.step):
         raise OSError(f"the end of the run is not saved: the newest checkpoint is {saved}")
     return 130 if stop.interrupted else 0
@@ -195,9 +214,13 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
             if step % config.log_every == 0 or step == 1 or ends:
                 log.add(step, values | {"bad_rows": sum(processes.gather(batches.bad.bad_rows))})
             stops = stop.reached(step)
-            if step % config.checkpoint.every == 0 or ends or stops:
+            measured = _validate(run, state, step, log) if ends or not stops else {}
+            improves = run.checkpoints.improves(measured)
+            if improves:
+                progress.report_best(config.checkpoint.best, step, measured)
+            if step % config.checkpoint.every == 0 or ends or stops or improves:
                 log.flush()
-                _save(run, state, step)
+                _save(run, state, step, measured)
             if stops:
                 break
         with stop.because_of(NotFiniteError):
@@ -210,12 +233,12 @@ def compile_step(run: Run, frozen: bool) -> Callable[..., tuple[TrainState, dict
     return phases.jit_step(run.step_config, run.mesh, run.config.sharding.fsdp, frozen)
 
 
-def _save(run: Run, state: TrainState, step: int) -> None:
+def _save(run: Run, state: TrainState, step: int, measured: dict[str, float] | None = None) -> None:
     """Save in the background; a full disk is no reason to stop, as there may be room later."""
     position = {"step": step, "plan": run.plan.fingerprint, "versions": resume.versions()}
     config = config_lib.to_dict(run.config)
     _warn_if_unsaved(run.checkpoints.wait)
-    _warn_if_unsaved(partial(run.checkpoints.save, step, state, position, config))
+    _warn_if_unsaved(partial(run.checkpoints.save, step, state, position, config, measured))
 
 
 def _warn_if_unsaved(action: Callable[[], None]) -> None:
@@ -225,6 +248,20 @@ def _warn_if_unsaved(action: Callable[[], None]) -> None:
         print(f"warning: {processes.name()}{error}", flush=True)
 
 
+def _validate(run: Run, state: TrainState, step: int, log: ProgressLog) -> dict[str, float]:
+    """Measure what is due; files that have gone bad must not cost what was trained."""
+    if not run.validation.due(step):
+        return {}
+    _warn_if_unsaved(run.checkpoints.wait)  # what is not on disk cannot be the best so far
+    try:
+        with log.paused(state):
+            return run.validation.measure(state, step, log.writer)
+    except pipeline.BadDataError:
+        if jax.process_count() == 1:  # a save needs all processes
+            _save(run, state, step)
+        raise
+
+
 def _describe_batch(run: Run, step: int) -> str:
     """Name the utterances that step number `step`, from 1, trains on."""
     batch, rows = run.plan.batch(step - 1), Rows(run.sources)
@@ -232,7 +269,7 @@ def _describe_batch(run: Run, step: int) -> str:
     return f"{len(batch.rows)} x {batch.num_samples} samples, epoch {batch.epoch}: {names}"
 
 
-def _evaluate(run: Run, state: TrainState, writer: MetricsWriter) -> None:
+def _evaluate(run: Run, state: TrainState, writer: Logs) -> None:
     """Measure the units at the run's start and end, where the metrics do not hold it yet."""
     step = int(state.step)
     if step not in (0, run.config.steps) or not run.evaluations:
@@ -242,7 +279,7 @@ def _evaluate(run: Run, state: TrainState, writer: MetricsWriter) -> None:
     processes.wait(f"evaluation after step {step}", EVALUATION_SECONDS)
 
 
-def _measure(run: Run, state: TrainState, writer: MetricsWriter, step: int) -> None:
+def _measure(run: Run, state: TrainState, writer: Logs, step: int) -> None:
     model_config = run.step_config.model
     for evaluation in run.evaluations:
         names = {layer: f"{evaluation.name}_pnmi_{layer}" for layer in model_config.codebook_layers}
