@@ -25,7 +25,7 @@ from spidr_jax.train_step import StepConfig, TrainState
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 _OPERATION = re.compile(rf"^\s*(?:ROOT )?(%\S+) = (.+?) ({'|'.join(KINDS)})\(([^)]*)\)")
-_ARRAY = re.compile(r"([a-z]+)(\d+)\[([\d,]*)\]")
+_ARRAY = re.compile(r"[a-z]+(\d+)\[([\d,]*)\]")
 _PARTITIONED = "*after_spmd-partitioning*.txt"
 _DUMP: dict[str, str | bool] = {
     "xla_dump_hlo_pass_re": "spmd-partitioning",
@@ -168,8 +168,7 @@ def read_collectives(text: str, devices: int) -> list[Collective]:
 
 def _num_bytes(shapes: str) -> int:
     bits = 0
-    for kind, width, sizes in _ARRAY.findall(shapes.replace("pred[", "pred8[")):
-        del kind
+    for width, sizes in _ARRAY.findall(shapes.replace("pred[", "pred8[")):
         bits += int(width) * math.prod(int(size) for size in sizes.split(",") if size)
     return bits // 8
 

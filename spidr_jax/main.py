@@ -72,6 +72,8 @@ def run(config: ConfigDict) -> int:
     with one_line_errors(ValueError, OSError, ImportError):
         if config.precision == "float32":
             jax.config.update("jax_default_matmul_precision", "float32")
+        # or a compilation cache never knows a program for several devices again: grouped_conv.py
+        jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
         opened = train.open_run(config)
         state = train.build_state(opened)
     with one_line_errors(OSError, BadDataError, NotFiniteError):

@@ -1,9 +1,15 @@
-"""The grouped convolution: value and gradients of XLA's, on one device."""
+"""The grouped convolution: value and gradients on one device, and what a cache makes of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax import lax
 
 from spidr_jax.grouped_conv import grouped_conv
@@ -45,3 +51,21 @@ def test_bfloat16_stays() -> None:
     value, back = jax.vjp(grouped_conv, x, kernel)
     assert value.dtype == jnp.bfloat16
     assert [g.dtype for g in back(value)] == [jnp.bfloat16, jnp.bfloat16]
+
+
+@pytest.mark.slow
+def test_a_compilation_cache_knows_the_step_for_several_devices_again(tmp_path: Path) -> None:
+    manifest = tiny.write_corpus(tmp_path / "corpus")
+    variables = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2",
+    }
+    for name in ("first", "second"):
+        config = tiny.config(manifest, tmp_path / name)
+        config.update(steps=1)
+        config.data.update(planned_devices=2, max_batch_samples=16_000)
+        command = [sys.executable, "-m", "spidr_jax.main", *tiny.flags(config)]
+        subprocess.run(command, env=os.environ | variables, check=True, timeout=500)
+        assert len(list((tmp_path / "cache").glob("jit_train_step-*-cache"))) == 1

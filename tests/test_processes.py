@@ -167,6 +167,7 @@ def test_any_processes_and_devices_go_on_and_equal_one(
     """Eight devices of one process, then two processes of two, then four of one, then one."""
     for number, devices, steps in ((1, 8, 2), (2, 2, 4), (4, 1, 6)):
         config = continued(straight, tmp_path, steps)
+        config.sharding.fsdp = number == 4
         with Group(tmp_path / str(steps), config, number, devices=devices) as group:
             assert group.statuses() == [0] * number, group.all_outputs()
             assert f"devices: {number * devices} x cpu, {number} process(es)" in group.output(0)
