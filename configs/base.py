@@ -104,7 +104,7 @@ def get_config() -> ConfigDict:
     config.data.max_bad_share = 0.01
 
     config.sharding = ConfigDict()
-    config.sharding.fsdp = False  # split moments and teacher over the devices: less memory
+    config.sharding.fsdp = False  # split the state over the devices: less memory, more traffic
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 2_500

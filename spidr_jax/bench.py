@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scale.add_argument("--devices", type=_numbers, default=[16, 64, 256])
     scale.add_argument("--samples", type=int, default=235_600, help="of an utterance")
     scale.add_argument("--rows", type=int, help="of a device, else the config's")
-    scale.add_argument("--fsdp", action="store_true", help="also with moments and teacher split")
+    scale.add_argument("--fsdp", action="store_true", help="also with the state split")
     scale.add_argument("--bandwidths", type=_numbers, default=[450, 50], help="of a device, GB/s")
     scale.add_argument("--json", help="a file for all numbers, in bytes")
     args = parser.parse_args(arguments)

@@ -53,7 +53,7 @@ class Demand:
 
     Attributes:
         devices: their number.
-        fsdp: whether moments and teacher are split.
+        fsdp: whether the state is split over the devices.
         rows: utterances in a device's batch.
         samples: of each.
         state: of each part of the state.
@@ -92,7 +92,7 @@ def measure(config: StepConfig, devices: int, rows: int, samples: int, fsdp: boo
         devices: number of devices, of those that there are.
         rows: utterances in each device's batch.
         samples: of each utterance.
-        fsdp: split moments and teacher.
+        fsdp: split the state.
 
     Raises:
         ValueError: one device, which exchanges nothing, or more than there are.
@@ -188,7 +188,7 @@ def bench_scale(
         devices: the numbers.
         samples: of an utterance.
         rows: of a device's batch; None for as many as the config allows.
-        fsdp: with moments and teacher whole, split, or both.
+        fsdp: with the state whole, split, or both.
 
     Raises:
         FileNotFoundError: there is no such config.

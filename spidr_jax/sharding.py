@@ -30,9 +30,9 @@ def state_shardings(state: Any, mesh: Mesh, fsdp: bool) -> Any:
     Args:
         state: a `TrainState` of arrays or their shapes.
         mesh: from `make_mesh`.
-        fsdp: split moments and teacher among the devices, each array along the largest of its
-            dimensions that their number divides; what has none is whole on every device, as
-            parameters and codebooks are.
+        fsdp: split parameters, moments and teacher among the devices, each array along the
+            largest of its dimensions that their number divides; what has none is whole on every
+            device, as the codebooks are.
 
     Returns:
         The state's tree, of shardings.
@@ -49,8 +49,14 @@ def state_shardings(state: Any, mesh: Mesh, fsdp: bool) -> Any:
         largest = max(fitting, key=lambda d: x.shape[d])
         return NamedSharding(mesh, PartitionSpec(*[None] * largest, "data"))
 
-    parts = {name: jax.tree.map(split, getattr(state, name)) for name in ("opt_state", "teacher")}
+    names = ("params", "opt_state", "teacher")
+    parts = {name: jax.tree.map(split, getattr(state, name)) for name in names}
     return shardings._replace(**parts)
+
+
+def gather(tree: Any, mesh: Mesh) -> Any:
+    """A tree of arrays, whole on every device; all processes must call it."""
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
 def device_bytes(tree: Any) -> int:

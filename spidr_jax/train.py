@@ -19,6 +19,7 @@ from spidr_jax.data.plan import Plan, make_plan
 from spidr_jax.data.sources import Rows, Source, open_sources
 from spidr_jax.health import NotFiniteError, SkippedUpdates
 from spidr_jax.logs import Logs, check_installed
+from spidr_jax.model import Params
 from spidr_jax.progress import ProgressLog
 from spidr_jax.stop import Stop, stop_on_signals
 from spidr_jax.train_step import StepConfig, TrainState
@@ -274,19 +275,19 @@ def _evaluate(run: Run, state: TrainState, writer: Logs) -> None:
     step = int(state.step)
     if step not in (0, run.config.steps) or not run.evaluations:
         return
+    params = sharding.gather(state.params, run.mesh)
     if processes.is_first():
-        _measure(run, state, writer, step)
+        _measure(run, jax.device_get(params), writer, step)
     processes.wait(f"evaluation after step {step}", EVALUATION_SECONDS)
 
 
-def _measure(run: Run, state: TrainState, writer: Logs, step: int) -> None:
+def _measure(run: Run, params: Params, writer: Logs, step: int) -> None:
     model_config = run.step_config.model
     for evaluation in run.evaluations:
         names = {layer: f"{evaluation.name}_pnmi_{layer}" for layer in model_config.codebook_layers}
         if writer.has(step, names[model_config.encoder_num_layers]):
             continue
         watchdog.beat(f"evaluation on {evaluation.name}", EVALUATION_SECONDS)
-        params = jax.device_get(state.params)
         measured = evaluate.unit_quality(run.units_fn, params, model_config, evaluation)
         writer.write(step, {names[layer]: measured[layer].pnmi for layer in measured})
         progress.report_quality(step, evaluation.name, measured)

@@ -76,7 +76,8 @@ def test_bytes_of_the_state_are_those_counted_by_hand(demands: Any) -> None:
         "codebooks": 4 * CODEBOOKS,
     }
     assert split["state"] == whole["state"] | {
-        "opt_state": TRAINED + 4,  # 8 divides a dimension of each array
+        "params": PARAMS // 2,  # 8 divides a dimension of each array
+        "opt_state": TRAINED + 4,
         "teacher": STUDENT // 2,
     }
 
@@ -101,13 +102,18 @@ def test_a_whole_state_reduces_gradient_and_codebook_statistics_and_nothing_else
     assert whole["sent"] == pytest.approx(2 * 7 / 8 * (GRADIENT + rest))
 
 
-def test_a_split_state_scatters_the_gradient_and_gathers_teacher_and_parameters_once(
+def test_a_split_state_scatters_the_gradient_and_gathers_teacher_and_parameters(
     demands: Any,
 ) -> None:
     whole, split = (each["collectives"] for each in demands[0])
     assert split.keys() == {"all-reduce", "reduce-scatter", "all-gather"}
     assert split["reduce-scatter"][1] == GRADIENT
-    assert split["all-gather"][1] == 4 * TRAINED + 2 * ENCODER + 4 * (ENCODER_NORMS - NORM)
+    norms = 4 * (ENCODER_NORMS - NORM)
+    student = 2 * ENCODER + norms + 2 * (EXTRACTOR + PROJECTION + MASK) + 4 * EXTRACTOR_NORMS
+    heads = 2 * 2 * 32 * 8 + 4 * 2 * 8
+    teacher = 2 * ENCODER + norms
+    backward = 4 * 2 * 32 * 8 + 2 * 8 * 16 * 16  # heads, and a convolution's kernel reversed
+    assert split["all-gather"][1] == student + heads + teacher + backward
     statistics = whole["all-reduce"][1] - GRADIENT
     arrays = split["reduce-scatter"][0]
     assert split["all-reduce"][1] == statistics + 4 * arrays  # a share of the norm of each

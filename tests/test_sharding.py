@@ -44,15 +44,16 @@ def state_of(*shapes: tuple[int, ...]) -> TrainState:
         ((), ()),
     ],
 )
-def test_moments_and_teacher_are_split_along_the_largest_dimension_that_divides(
+def test_a_state_is_split_along_the_largest_dimension_that_divides(
     shape: tuple[int, ...], spec: tuple[Any, ...]
 ) -> None:
     mesh = AbstractMesh((8,), ("data",))
     state = state_of(shape)
     split = sharding.state_shardings(state, mesh, fsdp=True)
     whole = PartitionSpec()
-    assert [split.params[0].spec, split.codebooks[0].spec, split.step.spec] == [whole] * 3
-    assert split.opt_state[0].spec == split.teacher[0].spec == PartitionSpec(*spec)
+    assert [split.codebooks[0].spec, split.step.spec] == [whole, whole]
+    for part in (split.params, split.opt_state, split.teacher):
+        assert part[0].spec == PartitionSpec(*spec)
     replicated = sharding.state_shardings(state, mesh, fsdp=False)
     assert {place.spec for place in jax.tree.leaves(replicated)} == {whole}
 
@@ -64,7 +65,7 @@ def test_bytes_of_a_device_are_those_of_its_shards() -> None:
     placed = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, split
     )
-    assert sharding.device_bytes(placed.params) == 4 * (16 * 24 + 6 * 5)
+    assert sharding.device_bytes(placed.codebooks) == 4 * (16 * 24 + 6 * 5)
     assert sharding.device_bytes(placed.teacher) == 4 * (16 * 3 + 6 * 5)
     assert sharding.device_bytes(placed.step) == 4
 
@@ -82,6 +83,8 @@ def train(manifest: Path, folder: Path, fsdp: bool, steps: int) -> None:
     run = train.open_run(config)
     state = train.build_state(run)
     write_state(folder / f"read-{int(state.step)}-on-{jax.device_count()}", state)
+    gathered = sharding.gather(state.params, run.mesh)
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(gathered))
     save = run.checkpoints.save
 
     def note(step: int, state: Any, *others: Any) -> None:
@@ -136,14 +139,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["read-0", "saved-3", "saved-6", "saved-8"])
-def test_moments_and_teacher_of_a_run_are_really_split(runs: Path, when: str) -> None:
+def test_parameters_moments_and_teacher_of_a_run_are_really_split(runs: Path, when: str) -> None:
     sizes = {name: x.size for name, x in read_state(runs / "split" / f"{when}-on-8").items()}
     split = part_sizes(runs / "split" / f"{when}-on-8")
     assert part_sizes(runs / "whole" / f"{when}-on-8") == sizes
     parts = {name: name.split("[")[0].split(".")[1] for name in sizes}
     for name, size in sizes.items():
-        # in the tiny model every array of moments and teacher has a dimension that 8 divides
-        whole = parts[name] not in ("opt_state", "teacher") or name.endswith(".count")
+        # in the tiny model every array of these has a dimension that 8 divides
+        whole = parts[name] not in ("params", "opt_state", "teacher") or name.endswith(".count")
         assert split[name] == (size if whole else size // 8), name
     moments = [name for name in sizes if parts[name] == "opt_state"]
     assert sum(split[name] for name in moments) < 0.13 * sum(sizes[name] for name in moments)
