@@ -18,6 +18,7 @@ from spidr_jax import (
     optim,
     processes,
     progress,
+    report,
     resume,
     sharding,
     train_step,
@@ -153,6 +154,8 @@ def train(run: Run, state: TrainState) -> int:
         watchdog.beat("writing the last checkpoint")
         _warn_if_unsaved(run.checkpoints.wait)
         saved = run.checkpoints.latest()
+    if processes.is_first():
+        report.draw(run.folder)
     if stop.error:
         processes.leave()  # the others have no error: only after they have left may this one fail
         raise stop.error
