@@ -16,7 +16,7 @@ from spidr_jax.report.scale import Scale, span
 WIDTH, HEIGHT = 340, 206
 _RIGHT, _TOP, _BOTTOM = 316, 10, 170
 _COLOURS = 6
-_BUCKETS = 150  # stretches of a long run, each drawn with its lowest and its highest value
+STRETCHES = 150  # of a long line: their means are drawn, over a band from lowest to highest
 _MANY = 30  # points from which on only some get a marker
 _LETTER = 10  # least distance of two letters
 _DIGIT = 6.8  # width of one of a label, at most
@@ -41,6 +41,18 @@ class Series(NamedTuple):
     def letter(self) -> str:
         """What stands at the line's end."""
         return letter(self.style)
+
+
+class Place(NamedTuple):
+    """A point of a line as drawn, or a stretch of it; `y` is None where the line has a gap."""
+
+    x: float
+    y: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+Drawn = tuple[Series, list[Place]]
 
 
 def letter(style: int) -> str:
@@ -71,20 +83,20 @@ def line_chart(
         x_range: of the axis instead of that of the points.
         y_range: of the axis instead of that of the points.
     """
-    shown = [line._replace(points=thin(_drawable(line.points, log))) for line in series]
-    points = [point for line in shown for point in line.points if point[1] is not None]
+    shown = [(line, thin(_drawable(line.points, log))) for line in series]
+    points = [(x, y) for line in series for x, y in _drawable(line.points, log) if y is not None]
     x_low, x_high = x_range or (min(x for x, _ in points), max(x for x, _ in points))
     if x_low == x_high:
         x_low, x_high = x_low - 1, x_high + 1
-    low, high = y_range or span((y for _, y in points if y is not None), log)
+    low, high = y_range or span((y for _, y in points), log)
     y = Scale(low, high, _BOTTOM, _TOP, log)
-    rows = y.ticks(6, whole=all(value == int(value) for _, value in points if value is not None))
+    rows = y.ticks(6, whole=all(value == int(value) for _, value in points))
     x = Scale(x_low, x_high, max(12 + _DIGIT * max(len(s) for _, s in rows), 40), _RIGHT)
     unit = f"{y_label}, log scale" if log else y_label
-    text = "; ".join(_describe(line) for line in shown)
+    text = "; ".join(_describe(line) for line in series)
     drawn = [
         *_axes(x, y, rows, x_label),
-        *(_line(line, x, y) for line in shown),
+        *(_line(*line, x, y) for line in shown),
         *_letters(shown, x, y),
     ]
     return (
@@ -95,17 +107,21 @@ def line_chart(
     )
 
 
-def thin(points: Sequence[Point]) -> list[Point]:
-    """At most some hundred points, with the lowest and the highest of every stretch and gaps."""
-    if len(points) <= 2 * _BUCKETS:
-        return list(points)
-    kept = {0, len(points) - 1}
-    edges = [round(i * len(points) / _BUCKETS) for i in range(_BUCKETS + 1)]
-    for start, stop in pairwise(edges):
-        finite = [(y, i) for i in range(start, stop) if (y := points[i][1]) is not None]
-        kept |= {min(finite)[1], max(finite)[1]} if finite else set()
-        kept |= {next((i for i in range(start, stop) if points[i][1] is None), start)}
-    return [points[i] for i in sorted(kept)]
+def thin(points: Sequence[Point]) -> list[Place]:
+    """Points as they are, or, of many, the mean, lowest and highest of each stretch."""
+    if len(points) <= 2 * STRETCHES:
+        return [Place(x, y) for x, y in points]
+    edges = [round(i * len(points) / STRETCHES) for i in range(STRETCHES + 1)]
+    return [_stretch(points[start:stop]) for start, stop in pairwise(edges)]
+
+
+def _stretch(points: Sequence[Point]) -> Place:
+    middle = sum(x for x, _ in points) / len(points)
+    finite = [y for _, y in points if y is not None]
+    if not finite:
+        return Place(middle, None)
+    mean = sum(finite) / len(finite) if len(finite) == len(points) else None  # a gap stays one
+    return Place(middle, mean, min(finite), max(finite))
 
 
 def swatch(style: int) -> str:
@@ -147,19 +163,25 @@ def _axes(x: Scale, y: Scale, rows: Sequence[tuple[float, str]], x_label: str) -
     yield f'<text class="x" x="{(left + _RIGHT) / 2:.1f}" y="{HEIGHT - 5}">{escape(x_label)}</text>'
 
 
-def _line(line: Series, x: Scale, y: Scale) -> str:
+def _line(line: Series, places: Sequence[Place], x: Scale, y: Scale) -> str:
     path, pen = [], "M"
-    places = [(x(px), y(py)) if py is not None else None for px, py in line.points]
-    for place in places:
-        if place is not None:
-            path.append(f"{pen}{place[0]:.1f} {place[1]:.1f}")
-        pen = "M" if place is None else "L"
-    body = f'<path class="l" d="{"".join(path)}"/>'
+    at = [None if place.y is None else (x(place.x), y(place.y)) for place in places]
+    for point in at:
+        if point is not None:
+            path.append(f"{pen}{point[0]:.1f} {point[1]:.1f}")
+        pen = "M" if point is None else "L"
+    band = "".join(
+        f"M{x(place.x):.1f} {y(place.low):.1f}V{y(place.high):.1f}"
+        for place in places
+        if place.low is not None and place.high is not None
+    )
+    body = f'<path class="band" d="{band}"/>' if band else ""
+    body += f'<path class="l" d="{"".join(path)}"/>'
     if line.style >= 0:
         shape = _MARKERS[line.style % _COLOURS]
         body += "".join(
             f'<path class="m" transform="translate({px:.1f} {py:.1f})" d="{shape}"/>'
-            for px, py in _marked(places)
+            for px, py in _marked(at)
         )
     return f'<g class="{_classes(line.style)}">{body}</g>'
 
@@ -175,37 +197,40 @@ def _marked(places: Sequence[tuple[float, float] | None]) -> list[tuple[float, f
     ]
 
 
-def _letters(shown: Sequence[Series], x: Scale, y: Scale) -> Iterator[str]:
+def _letters(shown: Sequence[Drawn], x: Scale, y: Scale) -> Iterator[str]:
     """The letter at each line's end, moved up where it would cover another."""
     if len(shown) < 2:
         return
     ends = []
-    for line in shown:
-        finite = [(px, py) for px, py in line.points if py is not None]
-        if finite:
-            ends.append((y(finite[-1][1]), x(finite[-1][0]), line))
-    limit = math.inf
-    for bottom, right, line in sorted(ends, key=lambda end: -end[0]):
-        limit = min(bottom, limit - _LETTER)
+    for line, places in shown:
+        found = [(x(place.x), y(place.y)) for place in places if place.y is not None]
+        if found:
+            ends.append((*found[-1], line))
+    written: list[tuple[float, float]] = []
+    for right, bottom, line in sorted(ends, key=lambda end: -end[1]):
+        while clash := [b for r, b in written if abs(r - right) < 25 and abs(b - bottom) < _LETTER]:
+            bottom = min(clash) - _LETTER
+        written.append((right, bottom))
         yield (
-            f'<text class="end {_classes(line.style)}" x="{right + 5:.1f}" y="{limit + 3:.1f}">'
+            f'<text class="end {_classes(line.style)}" x="{right + 5:.1f}" y="{bottom + 3:.1f}">'
             f"{line.letter}</text>"
         )
 
 
-def _hover(shown: Sequence[Series], x: Scale) -> str:
+def _hover(shown: Sequence[Drawn], x: Scale) -> str:
     """What the page's script reads out under the pointer."""
-    lines = [
-        [
-            line.letter,
-            [_short(px) for px, _ in line.points],
-            [None if py is None else _short(py) for _, py in line.points],
-        ]
-        for line in shown
-    ]
+    lines = [[line.letter, *_columns(places)] for line, places in shown]
     box = [round(x.start, 1), _RIGHT, _TOP, _BOTTOM]
     content = {"x": [x.low, x.high], "box": box, "lines": lines}
     return escape(json.dumps(content, separators=(",", ":")))
+
+
+def _columns(places: Sequence[Place]) -> list[list[float | None]]:
+    """Steps and values, and of stretches their lowest and highest."""
+    columns = [
+        [None if v is None else _short(v) for v in column] for column in zip(*places, strict=True)
+    ]
+    return columns if any(v is not None for v in columns[2]) else columns[:2]
 
 
 def _short(value: float) -> float:

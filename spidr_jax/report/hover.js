@@ -9,14 +9,15 @@ for (const svg of document.querySelectorAll("svg[data-hover]")) {
     const at = low + ((place - left) / (right - left)) * (high - low);
     const found = [];
     let nearest = null;
-    for (const [name, xs, ys] of lines) {
+    for (const [name, xs, ys, lows, highs] of lines) {
       if (!xs.length) continue;
       let best = 0;
       for (let i = 1; i < xs.length; i++) {
         if (Math.abs(xs[i] - at) < Math.abs(xs[best] - at)) best = i;
       }
       if (nearest === null || Math.abs(xs[best] - at) < Math.abs(nearest - at)) nearest = xs[best];
-      found.push(`${name} ${ys[best] === null ? "not finite" : ys[best]} at ${xs[best]}`);
+      const range = lows && lows[best] !== null ? ` (${lows[best]} to ${highs[best]})` : "";
+      found.push(`${name} ${ys[best] === null ? "gap" : ys[best]}${range} at ${xs[best]}`);
     }
     const line = left + ((nearest - low) / (high - low)) * (right - left);
     cursor.setAttribute("d", `M${line} ${top}V${bottom}`);

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spidr_jax.report import about, quality, training, units
-from spidr_jax.report.charts import letter, swatch
+from spidr_jax.report.charts import STRETCHES, letter, swatch
 from spidr_jax.report.markup import paragraph
 from spidr_jax.report.runs import Run, read_runs
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 # The page needs nothing from outside, and may not get anything.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _NOTE = (
-    "Lines of many points are drawn through the lowest and the highest value of each of 150 "
-    "stretches: every peak stays. Vertical axes need not begin at 0. Under the pointer, values "
-    "are rounded; metrics.jsonl has them all."
+    f"Lines of over {2 * STRETCHES} points are drawn through the means of {STRETCHES} stretches, "
+    "over a pale band from the lowest to the highest value of each. Vertical axes need "
+    "not begin at 0. Under the pointer, values are rounded; metrics.jsonl has them all."
 )
 
 

@@ -1,7 +1,6 @@
 """Sections of unit quality: over steps from metrics.jsonl, over layers from evaluation files."""
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 
 from spidr_jax.report.charts import Series, line_chart
@@ -16,11 +15,13 @@ from spidr_jax.report.markup import (
     section,
     table,
 )
-from spidr_jax.report.runs import Run
+from spidr_jax.report.runs import Evaluation, Run
 from spidr_jax.report.scale import span
 
 _MEASURED = re.compile(r"(.+)_(pnmi|abx\w*?|phone_purity|cluster_purity)_\d+")
-_UNITS = {"pnmi": "share of H(phone)", "abx": "error rate", "purity": "probability"}
+_UNITS = {"pnmi": "share of H(phone)", "purity": "probability"}
+
+_Table = dict[tuple[str, str, int | str], float]  # by kind, name and layer
 
 
 def over_training(runs: Sequence[Run]) -> str:
@@ -39,7 +40,9 @@ def over_training(runs: Sequence[Run]) -> str:
 
 
 def _unit(name: str) -> str:
-    return next((unit for part, unit in _UNITS.items() if part in name.lower()), "")
+    if name.startswith("abx"):
+        return "" if name.endswith("cells") else "error rate"
+    return next((unit for part, unit in _UNITS.items() if part in name), "")
 
 
 def _words(kind: str) -> str:
@@ -67,51 +70,57 @@ def _chart(title: str, series: Sequence[Series], unit: str) -> str:
 
 
 def evaluations(runs: Sequence[Run]) -> str:
-    """What `spidr_jax.evaluate` has left in the runs' folders."""
+    """What `spidr_jax.evaluate` has left in the runs' folders, file by file."""
     files = sorted({name for run in runs for name in run.evaluations})
-    parts = [part for name in files for part in _file(runs, name)]
     how = (
         "write one into the run's folder: python -m spidr_jax.evaluate ... "
         "--out RUN/evaluate.json (any name evaluate*.json)."
     )
+    parts = [part for file in files for part in _file(runs, file)]
     return section("Evaluation over layers (ABX, PNMI)", *parts, how=how)
 
 
-def _file(runs: Sequence[Run], name: str) -> list[str]:
-    curves: dict[str, dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    single: dict[str, dict[int, float]] = defaultdict(dict)
-    for number, run in enumerate(runs):
-        for what, layer, value in run.evaluations.get(name, ()):
-            if layer is None:
-                single[what][number] = value
-            else:
-                curves[what][number][layer] = value
-    head = [name, *(heading(run, number, runs) for number, run in enumerate(runs))]
-    rows = [
-        [f"{what}, layer {layer}", *(_cell(by_run[n].get(layer)) for n in range(len(runs)))]
-        for what, by_run in curves.items()
-        for layer in sorted({layer for layers in by_run.values() for layer in layers})
-    ]
-    rows += [
-        [what, *(_cell(values.get(n)) for n in range(len(runs)))] for what, values in single.items()
-    ]
+def _file(runs: Sequence[Run], file: str) -> list[str]:
+    found = [run.evaluations.get(file, Evaluation(None, [])) for run in runs]
+    tables = [{(m.kind, m.name, m.layer): m.value for m in each.measured} for each in found]
+    keys = list(dict.fromkeys(key for each in tables for key in each))
+    if not keys:
+        return [paragraph(f"{file} holds no `results` of layers.")]
     charts = [
-        _chart(
-            what,
-            [
-                Series(runs[n].name, n, sorted(layers.items()))
-                for n, layers in sorted(by_run.items())
-                if layers
-            ],
-            _unit(what),
-        )
-        for what, by_run in curves.items()
-        if _unit(what)
+        _chart(f"{_words(name)} of {kind}", series, _unit(name))
+        for kind, name in dict.fromkeys((kind, name) for kind, name, _ in keys)
+        if _unit(name) and (series := _curves(runs, tables, kind, name))
     ]
-    if not rows:
-        return [paragraph(f"{name} holds no numbers.")]
+    head = ["layer and output", *(heading(run, number, runs) for number, run in enumerate(runs))]
+    rows = [["after step", *("" if each.step is None else str(each.step) for each in found)]]
+    rows += [[_row(*key), *(_cell(each.get(key)) for each in tables)] for key in keys]
+    text = (
+        f"{file}. ref, the broad grey line, is what MFCC give where the file has them: themselves "
+        "beside features and codebooks, their k-means beside units."
+    )
     shown = f'<div class="charts">{"".join(charts)}</div>' if charts else ""
-    return [f"<h3>{paragraph(name)[3:-4]}</h3>", shown, details("All values", table(head, rows))]
+    return [paragraph(text), shown, details("All values", table(head, rows))]
+
+
+def _curves(runs: Sequence[Run], tables: Sequence[_Table], kind: str, name: str) -> list[Series]:
+    """A line over layers for each run, after that of MFCC; empty where there is no layer."""
+    curves = []
+    for style, (run, values) in enumerate(zip(runs, tables, strict=True)):
+        found = {k: v for (*which, k), v in values.items() if which == [kind, name]}
+        points = sorted((k, v) for k, v in found.items() if isinstance(k, int))
+        if points:
+            curves.append(Series(run.name, style, points))
+    plain = ("kmeans" if kind in ("units", "kmeans") else "features", name, "MFCC")
+    floor = next((each[plain] for each in tables if plain in each), None)
+    if curves and floor is not None:
+        numbers = sorted({k for line in curves for k, _ in line.points})
+        curves.insert(0, Series("MFCC", -1, [(k, floor) for k in numbers]))
+    return curves
+
+
+def _row(kind: str, name: str, layer: int | str) -> str:
+    where = f"layer {layer}" if isinstance(layer, int) else layer
+    return f"{where} {kind}: {_words(name)}"
 
 
 def _cell(value: float | None) -> str:

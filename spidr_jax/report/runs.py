@@ -1,7 +1,7 @@
 """What lies in a run's folder: metrics, config, versions and evaluations."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +11,19 @@ Point = tuple[float, float | None]  # None: a value that was not finite
 
 
 class Measured(NamedTuple):
-    """One number of an evaluation file; `layer` is None for what belongs to no layer."""
+    """One number of an evaluation: of which layer ("MFCC" of none), output and measure."""
 
-    what: str
-    layer: int | None
+    layer: int | str
+    kind: str
+    name: str
     value: float
+
+
+class Evaluation(NamedTuple):
+    """What `spidr_jax.evaluate` has measured of a checkpoint after `step` steps."""
+
+    step: int | None
+    measured: list[Measured]
 
 
 class Run(NamedTuple):
@@ -27,7 +35,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
     saved_step: int | None  # of the newest checkpoint
     saved: dict[str, Any]  # what lies beside the newest checkpoint's state, such as versions
-    evaluations: dict[str, list[Measured]]  # by file name
+    evaluations: dict[str, Evaluation]  # by file name
 
     def series(self, name: str) -> list[Point]:
         """The values of a metric by step, where lines hold it."""
@@ -86,8 +94,7 @@ def _read(folder: Path) -> Run:
     if files[1].exists():
         config = _read_json(files[1])
     name = folder.absolute().name
-    found = {path.name: path for path in sorted(folder.glob("evaluate*.json"))}
-    evaluations = {file: list(_walk(_read_json(path))) for file, path in found.items()}
+    evaluations = {path.name: _evaluation(path) for path in folder.glob("evaluate*.json")}
     return Run(name, folder, lines, config, saved_step, saved, evaluations)
 
 
@@ -109,29 +116,19 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path}: is damaged: {error}") from None
 
 
-def _walk(node: Any, path: tuple[str, ...] = (), layer: int | None = None) -> Iterator[Measured]:
-    """The numbers of an evaluation file, whatever its nesting.
-
-    A layer is a key that is a number (or ends in `layer_` and one), or the entry `layer` of an
-    object; the texts beside such an entry say what was measured.
-    """
-    if isinstance(node, dict):
-        if isinstance(node.get("layer"), int | str):
-            layer = _layer(str(node["layer"]))
-            path += tuple(value for value in node.values() if isinstance(value, str))
-        for key, value in node.items():
-            numbered = _layer(key)
-            if numbered is not None:
-                yield from _walk(value, path, numbered)
-            elif key not in ("layer", "step"):
-                yield from _walk(value, (*path, key), layer)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _walk(value, path, layer)
-    elif (number := _number(node)) is not None and path:
-        yield Measured(" ".join(path), layer, number)
-
-
-def _layer(key: str) -> int | None:
-    digits = key.removeprefix("layer").lstrip("_ ")
-    return int(digits) if digits.isdigit() else None
+def _evaluation(path: Path) -> Evaluation:
+    """The numbers of a file of `spidr_jax.evaluate`; none of one that is something else."""
+    content = _read_json(path)
+    content = content if isinstance(content, dict) else {}
+    results = content.get("results")
+    results = results if isinstance(results, list) else []
+    rows = [row for row in results if isinstance(row, dict) and "layer" in row]
+    return Evaluation(
+        content.get("step"),
+        [
+            Measured(row["layer"], str(row.get("kind", "")), name, value)
+            for row in rows
+            for name, entry in row.items()
+            if name != "layer" and (value := _number(entry)) is not None
+        ],
+    )
