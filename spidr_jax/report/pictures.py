@@ -43,7 +43,7 @@ def matrix_svg(matrix: PhoneUnitMatrix) -> str:
         parts.append(f'<text class="x" x="{x:.1f}" y="{height - 8}">{matrix.units[j]}</text>')
     text = f"{phones} phones by frequency, {units} units by their most probable phone"
     return (
-        f'<div class="wide matrix"><svg viewBox="0 0 {_WIDTH} {height}" role="img">'
+        f'<div class="wide matrix" tabindex="0"><svg viewBox="0 0 {_WIDTH} {height}" role="img">'
         f"<title>p(phone | unit)</title><desc>{text}</desc>{''.join(parts)}</svg></div>"
     )
 
@@ -79,10 +79,14 @@ def _panel(utterance: "Utterance", second: int, peak: float) -> str:
         x, width = start * _PANEL, (stop - start) * _PANEL
         shade = 0.15 + 0.12 * (int(label) % 4)  # only so that neighbours differ
         parts.append(
-            f'<path class="cell unit" opacity="{shade:.2f}" d="M{x:.1f} 74v20h{width:.1f}v-20z"/>'
+            f'<path class="cell unit" opacity="{shade:.2f}" d="M{x:.1f} 74v22h{width:.1f}v-22z"/>'
         )
+        middle = x + width / 2
         if width >= 6 * len(label):
-            parts.append(f'<text x="{x + width / 2:.1f}" y="87">{label}</text>')
+            parts.append(f'<text x="{middle:.1f}" y="88">{label}</text>')
+        else:  # upright there is room for a single frame's
+            place = f'transform="translate({middle + 2.6:.1f} 85) rotate(-90)"'
+            parts.append(f'<text class="up" {place}>{label}</text>')
     parts.append(f'<text class="y" x="0" y="108">{second} s</text>')
     spoken = " ".join(label for _, _, label in phones)
     numbers = " ".join(label for _, _, label in units)

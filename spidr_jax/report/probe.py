@@ -66,6 +66,9 @@ def probe(run: Run, layer: int | None = None) -> Probe:
     if run.saved_step is None:
         raise ValueError(f"{run.folder} holds no checkpoint")
     dataset = evaluate.open_sets(spec.split(",")[0])[0]
+    phones = dataset.phones
+    if not phones:
+        raise ValueError(f"the evaluation set {dataset.name} has no alignment")
     model = inference.load(run.folder)
     layers = model.config.codebook_layers
     if layer is not None and layer not in layers:
@@ -75,7 +78,7 @@ def probe(run: Run, layer: int | None = None) -> Probe:
     utterances = ((n, audio.standardised(w)) for n, w in sorted(waves.items(), key=_length))
     units = dict(model.stream("units", layers, utterances, batch_samples=_BATCH_SAMPLES))
     codes = model.config.codebook_size
-    pairs = [{n: (dataset.phones[n], units[n][k]) for n in units} for k in range(len(layers))]
+    pairs = [{n: (phones[n], units[n][k]) for n in units} for k in range(len(layers))]
     measured = {k: quality.units_quality(p, codes) for k, p in zip(layers, pairs, strict=True)}
     shown = layer or max(layers, key=lambda k: np.nan_to_num(measured[k].pnmi))
     index = layers.index(shown)

@@ -46,7 +46,8 @@ def _unit(name: str) -> str:
 
 
 def _words(kind: str) -> str:
-    return kind.replace("_", " ").replace("pnmi", "PNMI").replace("abx", "ABX")
+    words = kind.replace("_", " ").replace("pnmi", "PNMI").replace("abx", "ABX")
+    return words[:1].upper() + words[1:]
 
 
 def _over_layers(runs: Sequence[Run], prefix: str, title: str, metrics: Sequence[Metric]) -> str:

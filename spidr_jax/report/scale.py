@@ -23,8 +23,8 @@ class Scale(NamedTuple):
 
     def ticks(self, count: int, whole: bool = False) -> list[tuple[float, str]]:
         """About `count` round values with their labels; only whole numbers where asked for."""
-        if self.log:
-            return _log_ticks(self.low, self.high)
+        if self.log and len(ticks := _log_ticks(self.low, self.high)) > 1:
+            return ticks  # within less than a factor of 3 they are as of a linear axis
         step = _round_step((self.high - self.low) / count)
         step = max(step, 1) if whole else step
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)

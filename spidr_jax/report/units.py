@@ -10,7 +10,14 @@ from spidr_jax.report.runs import Run
 if TYPE_CHECKING:
     from spidr_jax.report.probe import Probe
 
-_COLUMNS = ("phone_purity", "cluster_purity", "pnmi", "codebook_perplexity", "bitrate")
+_COLUMNS = {
+    "phone purity": "phone_purity",
+    "cluster purity": "cluster_purity",
+    "PNMI": "pnmi",
+    "perplexity (codes)": "codebook_perplexity",
+    "active codes": "active_codes",
+    "bit/s": "bitrate",
+}
 HOW = (
     "python -m spidr_jax.report RUN, without --no-model, draws it from the newest checkpoint and "
     "the first set of config.evaluation."
@@ -38,18 +45,14 @@ def matrices(runs: Sequence[Run], probes: Sequence["Probe | str"]) -> str:
                 table(("phone", "units whose most probable phone it is"),
                       pictures.best_units(found.matrix), "texts"),
             ),
-            table(("layer", *_COLUMNS, "active codes"), _rows(found)),
+            table(("layer", *_COLUMNS), _rows(found)),
         ]  # fmt: skip
     return section("Phones and units", *parts, how=HOW)
 
 
 def _rows(found: "Probe") -> list[list[str]]:
     return [
-        [
-            str(layer),
-            *(f"{getattr(measured, name):.4g}" for name in _COLUMNS),
-            str(measured.active_codes),
-        ]
+        [str(layer), *(f"{getattr(measured, field):.4g}" for field in _COLUMNS.values())]
         for layer, measured in found.measured.items()
     ]
 
