@@ -18,7 +18,6 @@ from spidr_jax import (
     optim,
     processes,
     progress,
-    report,
     resume,
     sharding,
     train_step,
@@ -31,6 +30,7 @@ from spidr_jax.data.sources import Rows, Source, open_sources
 from spidr_jax.health import NotFiniteError, SkippedUpdates
 from spidr_jax.metrics import MetricsWriter, NoMetrics
 from spidr_jax.progress import ProgressLog
+from spidr_jax.report import draw
 from spidr_jax.stop import Stop, stop_on_signals
 from spidr_jax.train_step import StepConfig, TrainState
 
@@ -155,7 +155,7 @@ def train(run: Run, state: TrainState) -> int:
         _warn_if_unsaved(run.checkpoints.wait)
         saved = run.checkpoints.latest()
     if processes.is_first():
-        report.draw(run.folder)
+        draw(run.folder)
     if stop.error:
         processes.leave()  # the others have no error: only after they have left may this one fail
         raise stop.error
