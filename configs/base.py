@@ -27,6 +27,10 @@ def get_config() -> ConfigDict:
     config.max_skipped = 10  # updates in a row that are not finite, before the run stops
     config.watchdog_seconds = 900  # without a finished step, then the process ends; 0: never
     config.evaluation = ""  # name:manifest:alignment,... for unit quality at start and end
+    config.validation = ""  # name:manifest,... to measure the loss and its company on
+    config.validation_every = 2_500  # steps; at the start and at the end too
+    config.tensorboard = False  # event files in workdir/tensorboard
+    config.wandb = ""  # Weights & Biases project
 
     config.model = ConfigDict()
     config.model.model_type = "spidr"
@@ -99,7 +103,12 @@ def get_config() -> ConfigDict:
     config.data.num_threads = 8
     config.data.max_bad_share = 0.01
 
+    config.sharding = ConfigDict()
+    config.sharding.fsdp = False  # split moments and teacher over the devices: less memory
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 2_500
     config.checkpoint.keep = 3
+    config.checkpoint.keep_every = 0  # those of every so many steps stay too
+    config.checkpoint.best = ""  # metric of a validation, such as dev_loss, whose best stays too
     return config

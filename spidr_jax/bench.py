@@ -1,11 +1,14 @@
 """Measure the parts that a run's speed depends on.
 
 python -m spidr_jax.bench data --manifest M [--threads 1,2] [--seconds 5] [--reference]
+python -m spidr_jax.bench scale [--config C] [--devices 16,64,256] [--samples S] [--fsdp]
 """
 
 import argparse
 import csv
+import dataclasses
 import itertools
+import json
 import os
 import sys
 import tempfile
@@ -14,6 +17,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from spidr_jax import bench_scale
 from spidr_jax.data import audio, pipeline
 from spidr_jax.data.plan import make_plan
 from spidr_jax.data.sources import Source, open_sources
@@ -146,6 +150,20 @@ def _run_data(args: argparse.Namespace) -> None:
         )
 
 
+def _run_scale(args: argparse.Namespace) -> None:
+    demands = bench_scale.bench_scale(
+        args.config,
+        devices=args.devices,
+        samples=args.samples,
+        rows=args.rows,
+        fsdp=(False, True) if args.fsdp else (False,),
+    )
+    print(bench_scale.table(demands, args.bandwidths))
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump([dataclasses.asdict(each) for each in demands], file, indent=2)
+
+
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -161,6 +179,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data.add_argument("--seconds", type=float, default=5.0, help="for each line of the table")
     data.add_argument("--max-batch-samples", type=int, default=3_800_000)
     data.add_argument("--reference", action="store_true", help="also the reference's loader")
+    scale = commands.add_parser("scale", help="memory and traffic of a step on many devices")
+    scale.set_defaults(run=_run_scale)
+    scale.add_argument("--config", default="configs/base.py")
+    scale.add_argument("--devices", type=_numbers, default=[16, 64, 256])
+    scale.add_argument("--samples", type=int, default=235_600, help="of an utterance")
+    scale.add_argument("--rows", type=int, help="of a device, else the config's")
+    scale.add_argument("--fsdp", action="store_true", help="also with moments and teacher split")
+    scale.add_argument("--bandwidths", type=_numbers, default=[450, 50], help="of a device, GB/s")
+    scale.add_argument("--json", help="a file for all numbers, in bytes")
     args = parser.parse_args(arguments)
     try:
         args.run(args)

@@ -1,7 +1,9 @@
 """Checkpoints of a run: state, data position and config, with Orbax."""
 
+import math
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,15 +28,43 @@ class Checkpoints:
         folder: where they are, each under its step's number.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        """Open or make `folder`; the last `keep` checkpoints stay."""
+    def __init__(self, folder: Path, keep: int, keep_every: int = 0, best: str = "") -> None:
+        """Open or make `folder`.
+
+        Args:
+            folder: of the checkpoints.
+            keep: the last so many stay.
+            keep_every: those of every so many steps stay too, 0 for none.
+            best: the one that is best in this metric stays too, empty for none; of a loss the
+                lowest is best, of anything else the highest.
+
+        Raises:
+            ValueError: the processes see different folders.
+        """
+        self._best = best
+        stays: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep)]
+        if keep_every:
+            stays.append(preservation_policy.EveryNSteps(keep_every))
+        if best:
+            stays.append(
+                preservation_policy.BestN(
+                    get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
-            preservation_policy=preservation_policy.LatestN(keep),
+            preservation_policy=preservation_policy.AnyPreservationPolicy(stays),
+            best_fn=self._score if best else None,
         )
         self.folder = folder.absolute()
         self._saving: int | None = None
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        newest = processes.gather(-1 if (step := self.latest()) is None else step)
+        if len(set(newest)) > 1:
+            raise ValueError(
+                f"{folder} must be one folder for all processes; their newest checkpoints "
+                f"(-1 for none) are {newest}"
+            )
 
     def steps(self) -> list[int]:
         """The steps saved, rising."""
@@ -44,7 +74,37 @@ class Checkpoints:
         """The newest step saved, None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, position: dict[str, Any], config: dict[str, Any]) -> None:
+    def best(self) -> tuple[int, float] | None:
+        """The best step on disk (`wait` for the last save before) and its value in the metric."""
+        step = self._manager.best_step() if self._best else None
+        if step is None:
+            return None
+        metrics = self._manager.metrics(step) or {}
+        return None if self._score(metrics) == -math.inf else (step, metrics[self._best])
+
+    def improves(self, metrics: Mapping[str, float]) -> bool:
+        """Whether a checkpoint with these metrics would be the best, as `best` finds it."""
+        score = self._score(metrics)
+        if score == -math.inf:
+            return False
+        best = self.best()
+        return best is None or score > self._score({self._best: best[1]})
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """How good a checkpoint is, the worst where its metrics do not say."""
+        value = metrics.get(self._best, math.nan)
+        if not math.isfinite(value):
+            return -math.inf
+        return -value if re.search(r"loss(_\d+)?$", self._best) else value
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        position: dict[str, Any],
+        config: dict[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Save the state after `step` finished steps, if it is not; returns before it is written.
 
         Raises:
@@ -66,7 +126,7 @@ class Checkpoints:
         )
         self._saving = step
         with _as_os_error(f"checkpoint {step} was not written"):
-            self._manager.save(step, args=items)
+            self._manager.save(step, args=items, metrics=metrics or {})
 
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The data position and the config that a checkpoint was saved with.
@@ -122,6 +182,7 @@ class Checkpoints:
             if jax.process_index() == 0:  # a full disk needs the room
                 for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
                     shutil.rmtree(partial, ignore_errors=True)
+            self._manager.reload()  # what the failed save was to replace is still there
             raise
 
     def close(self) -> None:

@@ -23,7 +23,12 @@ FREE = (  # may change on resume; what the data are, the plan's fingerprint know
     "max_skipped",
     "watchdog_seconds",
     "evaluation",
+    "validation",
+    "validation_every",
+    "tensorboard",
+    "wandb",
     "checkpoint",
+    "sharding",
     "init_from",
     "resume_step",
     "allow_changes",
@@ -48,11 +53,13 @@ def validate(config: ConfigDict) -> None:
         "seed": 0,
         "steps": 1,
         "log_every": 1,
+        "validation_every": 1,
         "max_skipped": 1,
         "freeze_step": 0,
         "watchdog_seconds": 0,
         "checkpoint.every": 1,
         "checkpoint.keep": 1,
+        "checkpoint.keep_every": 0,
         "data.num_rungs": 1,
         "data.planned_devices": 1,
         "data.num_threads": 1,
@@ -62,6 +69,9 @@ def validate(config: ConfigDict) -> None:
         least["resume_step"] = 0
     for name, bound in least.items():
         _check(config, name, _get(config, name) >= bound, f"an integer from {bound}")
+    every = config.checkpoint.every
+    apart = config.checkpoint.keep_every % every == 0
+    _check(config, "checkpoint.keep_every", apart, f"a multiple of checkpoint.every = {every}")
     for name in allowed_changes(config):
         _check(config, "allow_changes", _has(config, name), "fields of the config, such as data")
     _check(config, "codebook.decay", 0 <= config.codebook.decay < math.inf, "a number from 0")

@@ -11,8 +11,26 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from spidr_jax.grouped_conv import grouped_conv
 from spidr_jax.model_config import ModelConfig
 from spidr_jax.ops import gelu, layer_norm, uniform_init
+
+
+class GroupedConv(nn.Module):
+    """Convolution over time within each group of channels, and a bias: [B, T, D] -> [B, T, D]."""
+
+    width: int
+    groups: int
+    bound: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels, init = x.shape[-1], uniform_init(self.bound)
+        shape = (self.width, channels // self.groups, channels)
+        kernel = self.param("kernel", init, shape).astype(self.dtype)
+        bias = self.param("bias", init, (channels,)).astype(self.dtype)
+        return grouped_conv(x.astype(self.dtype), kernel) + bias
 
 
 class PositionalConv(nn.Module):
@@ -31,16 +49,7 @@ class PositionalConv(nn.Module):
         valid = None if frame_mask is None else frame_mask[..., None].astype(x.dtype)
         for i in range(depth):
             x = x if valid is None else x * valid
-            x = nn.Conv(
-                width,
-                (kernel,),
-                padding=kernel // 2,
-                feature_group_count=groups,
-                dtype=self.dtype,
-                kernel_init=uniform_init(bound),
-                bias_init=uniform_init(bound),
-                name=f"convs_{i}",
-            )(x)[:, :frames]
+            x = GroupedConv(kernel, groups, bound, self.dtype, name=f"convs_{i}")(x)[:, :frames]
             x = gelu(layer_norm(self.dtype, affine=False)(x))
         return x if valid is None else x * valid
 

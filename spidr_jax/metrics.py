@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ class MetricsWriter:
         self._file = path.open("r+")
         self._file.seek(0, 2)
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Write a line after `step` finished steps, or add to the line if the last is of it."""
         if self._last["step"] == step:
-            values = self._last | values
+            values = {**self._last, **values}
             self._file.seek(self._file.tell() - len(_format(self._last)))
-        self._last = {"step": step} | values
+        self._last = {"step": step, **values}
         self._file.write(_format(self._last))
         self._file.flush()
 
@@ -35,23 +36,6 @@ class MetricsWriter:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-class NoMetrics(MetricsWriter):
-    """Writes nothing: for the processes beside the one that writes for all."""
-
-    def __init__(self) -> None:
-        """Open no file."""
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Write nothing."""
-
-    def has(self, step: int, name: str) -> bool:
-        """Nothing is written."""
-        return False
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -65,6 +49,18 @@ def read(path: Path) -> list[dict[str, Any]]:
         if "step" in line:
             lines.append(line)
     return lines
+
+
+def flatten(values: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+    """A step's host metrics as a line holds them: `loss_per_codebook` becomes `loss_5`, ..."""
+    flat = {}
+    for name, value in values.items():
+        if not name.endswith("_per_codebook"):
+            flat[name] = value.item() if hasattr(value, "item") else value
+            continue
+        short = name.removesuffix("_per_codebook").removesuffix("_codes")
+        flat |= {f"{short}_{k}": v.item() for k, v in zip(layers, value, strict=True)}
+    return flat
 
 
 def _format(line: dict[str, Any]) -> str:

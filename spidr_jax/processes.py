@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ TRIO = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 DEVICES = "JAX_LOCAL_DEVICE_IDS"
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _START_SECONDS = 600  # Kubernetes pulls the image on some hosts minutes later than on others
+_NOTICE_SECONDS = 20  # after which who waits says so
 _HEARTBEAT_SECONDS = 30  # a dead process is noticed after so long, and all others end
 _SHUTDOWN_SECONDS = 30  # the last save is over by then, so that all leave within seconds
 
@@ -77,13 +79,20 @@ def start() -> None:
     if arguments.get("num_processes") == 1 and "coordinator_address" not in arguments:
         address = f"127.0.0.1:{_free_port()}"
         arguments |= {"coordinator_address": address, "coordinator_bind_address": address}
-    jax.distributed.initialize(
-        **arguments,
-        initialization_timeout=_START_SECONDS,
-        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
-    )
-    jax.process_count()  # the devices of all are known from here on, or this raises
+    text = f"waiting up to {_START_SECONDS} s for the other processes: {arguments or 'TPU'}"
+    notice = threading.Timer(_NOTICE_SECONDS, print, (text,), {"file": sys.stderr, "flush": True})
+    notice.daemon = True
+    notice.start()
+    with _without_proxies():
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=_START_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    notice.cancel()
+    # Now that all are here: gloo gives the first exchange 30 s, which compilation would exceed.
+    gather(0)
 
 
 def leave() -> None:
@@ -150,14 +159,28 @@ def gather(value: int) -> list[int]:
 
 def _end(error: BaseException) -> NoReturn:
     sys.stdout.flush()
-    if isinstance(error, SystemExit) and isinstance(error.code, str):
-        text = f"{error.code}\n"
+    if isinstance(error, SystemExit):
+        text = str(error.code)
     elif isinstance(error, KeyboardInterrupt):
-        text = "interrupted\n"
+        text = "interrupted: the last checkpoint, if there is one, stays"
     else:
-        text = "ended by\n" + "".join(traceback.format_exception(error))
-    print(f"{name()}{text}", end="", file=sys.stderr, flush=True)
+        traceback.print_exception(error)
+        text = f"ended by this {type(error).__name__}"
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            text += "; where a connection broke, another process ended first: its output says why"
+    print(f"{name()}{text}", file=sys.stderr, flush=True)
     os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+@contextlib.contextmanager
+def _without_proxies() -> Iterator[None]:
+    """The processes of a run reach each other directly; gRPC would take the proxy even at home."""
+    proxies = [name for name in os.environ if name.lower().endswith("_proxy")]
+    kept = {name: os.environ.pop(name) for name in proxies}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _address(text: str) -> str:

@@ -2,27 +2,34 @@
 
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from spidr_jax import processes
 from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.data.plan import Plan
 from spidr_jax.eval.quality import UnitsQuality
 from spidr_jax.health import Collapse
-from spidr_jax.metrics import MetricsWriter, read
+from spidr_jax.logs import Logs
+from spidr_jax.metrics import flatten, read
 from spidr_jax.model_config import ModelConfig
 from spidr_jax.train_step import StepConfig, TrainState
 
 
 class ProgressLog:
-    """One line per interval; its values are fetched while the next step already runs."""
+    """One line per interval; its values are fetched while the next step already runs.
 
-    def __init__(self, writer: MetricsWriter, steps: int, model: ModelConfig) -> None:
+    Attributes:
+        writer: where the values go.
+    """
+
+    def __init__(self, writer: Logs, steps: int, model: ModelConfig) -> None:
         """Begin a run of `model` that ends after `steps`."""
-        self._writer, self._steps, self._layers = writer, steps, model.codebook_layers
+        self.writer, self._steps, self._layers = writer, steps, model.codebook_layers
         self._collapse = Collapse(model.codebook_size)
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._compiling = True
@@ -44,32 +51,31 @@ class ProgressLog:
         if jax.process_index() == 0:  # they are the same in all processes
             self._pending = (step, dict(values))
 
+    @contextmanager
+    def paused(self, state: TrainState) -> Iterator[None]:
+        """Wait for `state` and write the line that waits; no time passes for it inside."""
+        jax.block_until_ready(state.step)
+        self.flush()
+        start = time.perf_counter()
+        yield
+        self._time += time.perf_counter() - start
+
     def flush(self) -> None:
         """Write the line that waits, if there is one."""
         if self._pending is None:
             return
         (step, pending), self._pending = self._pending, None
-        values = self._flatten(jax.device_get(pending))
+        values = flatten(jax.device_get(pending), self._layers)
         elapsed = time.perf_counter() - self._time
         values["audio_seconds_per_second"] = self._samples / SAMPLE_RATE / elapsed
         values["data_wait"] = self._data_wait
-        self._writer.write(step, values)
+        self.writer.write(step, values)
         left = datetime.timedelta(seconds=round((self._steps - step) * elapsed / self._counted))
         ending = f"{elapsed:.0f} s with compilation" if self._compiling else f"left {left}"
         print(f"{_line(step, self._steps, values)}  {ending}", flush=True)
         self._collapse.check(step, {k: values[f"target_ppl_{k}"] for k in self._layers})
         self._compiling = False
         self._begin()
-
-    def _flatten(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        flat = {}
-        for name, value in values.items():
-            if not name.endswith("_per_codebook"):
-                flat[name] = value.item() if hasattr(value, "item") else value
-                continue
-            short = name.removesuffix("_per_codebook").removesuffix("_codes")
-            flat |= {f"{short}_{k}": v.item() for k, v in zip(self._layers, value, strict=True)}
-        return flat
 
 
 def _line(step: int, steps: int, values: Mapping[str, Any]) -> str:
@@ -109,7 +115,25 @@ def report_quality(step: int, name: str, measured: Mapping[int, UnitsQuality]) -
     print(f"PNMI of units on {name} after step {step}: {layers}", flush=True)
 
 
-def conclude(folder: Path, step: int, steps: int, saved: int | None) -> None:
+def report_validation(step: int, name: str, values: Mapping[str, float], seconds: float) -> None:
+    """Say the means of a validation set."""
+    print(
+        f"validation {name} after step {step}: loss {values['loss']:.3f}"
+        f"  target_ppl {values['target_ppl']:.1f}"
+        f"  pred_ppl {values['pred_ppl']:.1f}"
+        f"  active {values['active_codes']:.1f}  ({seconds:.1f} s)",
+        flush=True,
+    )
+
+
+def report_best(name: str, step: int, values: Mapping[str, float]) -> None:
+    """Say that a validation is the best so far in the metric `name`."""
+    processes.say(f"best {name} so far: {values[name]:.4f} after step {step}")
+
+
+def conclude(
+    folder: Path, step: int, steps: int, saved: int | None, best: tuple[int, float] | None
+) -> None:
     """Say where the run lies, how unit quality moved, and what to do next."""
     lines = read(folder / "metrics.jsonl")
     for name in [n for n in lines[0] if "_pnmi_" in n and n in lines[-1]] if lines else []:
@@ -117,6 +141,7 @@ def conclude(folder: Path, step: int, steps: int, saved: int | None) -> None:
     print(
         f"{'finished' if step == steps else 'stopped'} after step {step} of {steps}\n"
         f"run: {folder} (metrics.jsonl, config.json, checkpoints/{saved})\n"
-        f"next: the same command goes on from here; --config.steps={2 * steps} trains longer",
+        + (f"best: checkpoints/{best[0]} with {best[1]:.4f}\n" if best else "")
+        + f"next: the same command goes on from here; --config.steps={2 * steps} trains longer",
         flush=True,
     )

@@ -63,7 +63,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
     def note(number: int, _: Any) -> None:
         signal.signal(number, previous)
-        print("SIGINT: saving after this step; once more ends at once", flush=True)
+        print("SIGINT: stopping as soon as all can; once more ends at once", flush=True)
         stop.interrupted = True
         stop.request()
 

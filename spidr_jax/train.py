@@ -12,28 +12,20 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from spidr_jax import config as config_lib
-from spidr_jax import (
-    evaluate,
-    extract,
-    optim,
-    processes,
-    progress,
-    resume,
-    sharding,
-    train_step,
-    watchdog,
-)
+from spidr_jax import evaluate, extract, phases, processes, progress, resume, sharding, watchdog
 from spidr_jax.checkpoint import Checkpoints
 from spidr_jax.data import pipeline
 from spidr_jax.data.plan import Plan, make_plan
 from spidr_jax.data.sources import Rows, Source, open_sources
 from spidr_jax.health import NotFiniteError, SkippedUpdates
-from spidr_jax.metrics import MetricsWriter, NoMetrics
+from spidr_jax.logs import Logs, check_installed
 from spidr_jax.progress import ProgressLog
 from spidr_jax.report import draw
 from spidr_jax.stop import Stop, stop_on_signals
 from spidr_jax.train_step import StepConfig, TrainState
+from spidr_jax.validation import Validation
 
+_LIMITS = ("min_samples", "max_samples", "num_rungs", "max_batch_samples", "planned_devices")
 EVALUATION_SECONDS = 3600  # that the other processes wait for the one that evaluates
 
 
@@ -50,6 +42,7 @@ class Run:
     checkpoints: Checkpoints
     mesh: Mesh
     units_fn: extract.UnitsFn
+    validation: Validation
 
 
 def open_run(config: ConfigDict) -> Run:
@@ -60,15 +53,8 @@ def open_run(config: ConfigDict) -> Run:
         OSError: a file is missing or the folder cannot be written.
     """
     sources = open_sources(config.data.manifest, config.data.sources)
-    plan = make_plan(
-        sources,
-        min_samples=config.data.min_samples,
-        max_samples=config.data.max_samples,
-        num_rungs=config.data.num_rungs,
-        max_batch_samples=config.data.max_batch_samples,
-        planned_devices=config.data.planned_devices,
-        seed=config.seed,
-    )
+    limits = {name: config.data[name] for name in _LIMITS}
+    plan = make_plan(sources, seed=config.seed, **limits)
     for source in sources:
         pipeline.probe(source)
     mesh = sharding.make_mesh()
@@ -79,12 +65,36 @@ def open_run(config: ConfigDict) -> Run:
                 f"{rung} samples do not divide among {mesh.size} devices; allowed is a multiple"
             )
     evaluations = evaluate.open_sets(config.evaluation)
+    step_config = config_lib.step_config(config)
+    validation = Validation(
+        config.validation,
+        step_config,
+        mesh,
+        every=config.validation_every,
+        steps=config.steps,
+        best=config.checkpoint.best,
+        num_threads=config.data.num_threads,
+        max_bad_share=config.data.max_bad_share,
+        **limits,
+    )
+    check_installed(config.tensorboard, config.wandb)
     folder = Path(config.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
-    step_config = config_lib.step_config(config)
+    keeping = {name: config.checkpoint[name] for name in ("keep", "keep_every", "best")}
+    checkpoints = Checkpoints(folder / "checkpoints", **keeping)
     units_fn = extract.make_units_fn(step_config.model, step_config.dtype)
-    return Run(config, step_config, folder, sources, plan, evaluations, checkpoints, mesh, units_fn)
+    return Run(
+        config,
+        step_config,
+        folder,
+        sources,
+        plan,
+        evaluations,
+        checkpoints,
+        mesh,
+        units_fn,
+        validation,
+    )
 
 
 def build_state(run: Run) -> TrainState:
@@ -94,17 +104,14 @@ def build_state(run: Run) -> TrainState:
         ValueError: the folder's run has another config or other data, named field by field; its
             checkpoint is damaged; `init_from` does not fit.
     """
-    config, checkpoints = run.config, run.checkpoints
-    key = jax.random.split(jax.random.key(config.seed))[0]
-    init = jax.jit(
-        lambda key: train_step.init_state(run.step_config, key),
-        out_shardings=sharding.replicated(run.mesh),
-    )
+    config, checkpoints, step_config = run.config, run.checkpoints, run.step_config
+    fsdp = config.sharding.fsdp
     step = resume.choose_step(checkpoints, config.resume_step)
     if step is None:
         if config.resume_step is None:
             resume.check_unstarted(run.folder, config.checkpoint.every)
-        state = init(key)
+        key = jax.random.split(jax.random.key(config.seed))[0]
+        state = phases.init_state(step_config, run.mesh, fsdp, key)
         state = resume.adopt(state, config.init_from) if config.init_from else state
     else:
         resume.check_unchanged(
@@ -114,14 +121,9 @@ def build_state(run: Run) -> TrainState:
             config_lib.allowed_changes(config),
             run.plan.fingerprint,
         )
-        target = jax.eval_shape(init, key)
-        if step >= run.step_config.freeze_step:
-            target = _freeze(run, target)
-        everywhere = sharding.replicated(run.mesh)
-        placed = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), target
-        )
-        state = checkpoints.restore(step, placed)
+        frozen = step >= step_config.freeze_step
+        target = phases.abstract_state(step_config, run.mesh, fsdp, frozen)
+        state = checkpoints.restore(step, target)
     if later := checkpoints.set_aside(step or 0):
         processes.say(f"checkpoints {later} now lie in {run.folder / 'set_aside'}")
     return state
@@ -141,12 +143,19 @@ def train(run: Run, state: TrainState) -> int:
     start, steps = int(state.step), run.config.steps
     if processes.is_first():
         (run.folder / "config.json").write_text(run.config.to_json(indent=2) + "\n")
-        writer = MetricsWriter(run.folder / "metrics.jsonl", start)
         progress.introduce(run.folder, run.plan, run.step_config, state)
-    else:
-        writer = NoMetrics()
+    writer = Logs(
+        run.folder,
+        start,
+        config_lib.to_dict(run.config),
+        tensorboard=run.config.tensorboard,
+        wandb=run.config.wandb,
+        writes=processes.is_first(),
+    )
     with closing(writer), closing(run.checkpoints), stop_on_signals() as stop:
         _evaluate(run, state, writer)
+        run.validation.introduce()
+        run.validation.measure(state, start, writer)
         if start < steps:
             log = ProgressLog(writer, steps, run.step_config.model)
             state = _loop(run, state, log, stop)
@@ -154,13 +163,14 @@ def train(run: Run, state: TrainState) -> int:
         watchdog.beat("writing the last checkpoint")
         _warn_if_unsaved(run.checkpoints.wait)
         saved = run.checkpoints.latest()
+        best = run.checkpoints.best()
     if processes.is_first():
         draw(run.folder)
     if stop.error:
         processes.leave()  # the others have no error: only after they have left may this one fail
         raise stop.error
     if processes.is_first():
-        progress.conclude(run.folder, int(state.step), steps, saved)
+        progress.conclude(run.folder, int(state.step), steps, saved, best)
     if saved != int(state.step):
         raise OSError(f"the end of the run is not saved: the newest checkpoint is {saved}")
     return 130 if stop.interrupted else 0
@@ -170,7 +180,7 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
     config, freeze_step = run.config, run.step_config.freeze_step
     start = int(state.step)
     key = jax.random.split(jax.random.key(config.seed))[1]
-    step_fn = compile_step(run, start >= freeze_step)
+    step_fn, compiled = compile_step(run, start >= freeze_step), set[tuple[int, ...]]()
     skipped = SkippedUpdates(int(state.skipped), config.max_skipped, partial(_describe_batch, run))
     batches = pipeline.batches(
         run.sources,
@@ -192,21 +202,28 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
                 if jax.process_count() == 1:  # a save needs all processes
                     _save(run, state, step - 1)
                 raise
+            if (shape := batch["waveforms"].shape) not in compiled:
+                watchdog.beat(f"compilation of step {step}", watchdog.SLOW_SECONDS)
+                compiled.add(shape)
             state, values = step_fn(state, batch, key)
             log.count(batch["waveforms"].size, batches.data_wait)
             with stop.because_of(NotFiniteError, pipeline.BadDataError):
                 skipped.add(step, values["skipped"])
                 batches.bad.check()
             if step == freeze_step:
-                state = _freeze(run, state)
-                step_fn = compile_step(run, frozen=True)
+                state = phases.freeze(run.step_config, state)
+                step_fn, compiled = compile_step(run, frozen=True), set()
             ends = step == config.steps
             if step % config.log_every == 0 or step == 1 or ends:
                 log.add(step, values | {"bad_rows": sum(processes.gather(batches.bad.bad_rows))})
             stops = stop.reached(step)
-            if step % config.checkpoint.every == 0 or ends or stops:
+            measured = _validate(run, state, step, log) if ends or not stops else {}
+            improves = run.checkpoints.improves(measured)
+            if improves:
+                progress.report_best(config.checkpoint.best, step, measured)
+            if step % config.checkpoint.every == 0 or ends or stops or improves:
                 log.flush()
-                _save(run, state, step)
+                _save(run, state, step, measured)
             if stops:
                 break
         with stop.because_of(NotFiniteError):
@@ -215,22 +232,16 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
 
 
 def compile_step(run: Run, frozen: bool) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """The jitted training step of a phase, which takes over (donates) its state argument."""
-    everywhere = sharding.replicated(run.mesh)
-    step = train_step.make_train_step(run.step_config, frozen)
-    return jax.jit(step, donate_argnums=0, out_shardings=(everywhere, everywhere))
+    """The jitted training step of a phase."""
+    return phases.jit_step(run.step_config, run.mesh, run.config.sharding.fsdp, frozen)
 
 
-def _freeze(run: Run, state: TrainState) -> TrainState:
-    return state._replace(opt_state=optim.freeze(state.opt_state, run.step_config.model))
-
-
-def _save(run: Run, state: TrainState, step: int) -> None:
+def _save(run: Run, state: TrainState, step: int, measured: dict[str, float] | None = None) -> None:
     """Save in the background; a full disk is no reason to stop, as there may be room later."""
     position = {"step": step, "plan": run.plan.fingerprint, "versions": resume.versions()}
     config = config_lib.to_dict(run.config)
     _warn_if_unsaved(run.checkpoints.wait)
-    _warn_if_unsaved(partial(run.checkpoints.save, step, state, position, config))
+    _warn_if_unsaved(partial(run.checkpoints.save, step, state, position, config, measured))
 
 
 def _warn_if_unsaved(action: Callable[[], None]) -> None:
@@ -240,6 +251,20 @@ def _warn_if_unsaved(action: Callable[[], None]) -> None:
         print(f"warning: {processes.name()}{error}", flush=True)
 
 
+def _validate(run: Run, state: TrainState, step: int, log: ProgressLog) -> dict[str, float]:
+    """Measure what is due; files that have gone bad must not cost what was trained."""
+    if not run.validation.due(step):
+        return {}
+    _warn_if_unsaved(run.checkpoints.wait)  # what is not on disk cannot be the best so far
+    try:
+        with log.paused(state):
+            return run.validation.measure(state, step, log.writer)
+    except pipeline.BadDataError:
+        if jax.process_count() == 1:  # a save needs all processes
+            _save(run, state, step)
+        raise
+
+
 def _describe_batch(run: Run, step: int) -> str:
     """Name the utterances that step number `step`, from 1, trains on."""
     batch, rows = run.plan.batch(step - 1), Rows(run.sources)
@@ -247,7 +272,7 @@ def _describe_batch(run: Run, step: int) -> str:
     return f"{len(batch.rows)} x {batch.num_samples} samples, epoch {batch.epoch}: {names}"
 
 
-def _evaluate(run: Run, state: TrainState, writer: MetricsWriter) -> None:
+def _evaluate(run: Run, state: TrainState, writer: Logs) -> None:
     """Measure the units at the run's start and end, where the metrics do not hold it yet."""
     step = int(state.step)
     if step not in (0, run.config.steps) or not run.evaluations:
@@ -257,7 +282,7 @@ def _evaluate(run: Run, state: TrainState, writer: MetricsWriter) -> None:
     processes.wait(f"evaluation after step {step}", EVALUATION_SECONDS)
 
 
-def _measure(run: Run, state: TrainState, writer: MetricsWriter, step: int) -> None:
+def _measure(run: Run, state: TrainState, writer: Logs, step: int) -> None:
     model_config = run.step_config.model
     for evaluation in run.evaluations:
         names = {layer: f"{evaluation.name}_pnmi_{layer}" for layer in model_config.codebook_layers}

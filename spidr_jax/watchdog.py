@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 STATUS = 124  # of the exit, as of timeout(1)
+SLOW_SECONDS = 1800  # for what may take longer than a step, as compilation
 
 
 class Watchdog:
@@ -18,7 +19,7 @@ class Watchdog:
         """Allow `seconds` between signs of life."""
         self._seconds = seconds
         self._closed = threading.Event()
-        self.beat("start")
+        self.beat("start", SLOW_SECONDS)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, what: str, seconds: float = 0) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 from ml_collections import ConfigDict
+from test_logs import shown
 
 from spidr_jax import codebook, health, metrics, orbax_files, sharding, train
 from spidr_jax.checkpoint import Checkpoints
@@ -185,7 +186,8 @@ def test_kill_9_loses_nothing_but_what_came_after_the_last_save(
 ) -> None:
     config = tiny.config(manifest, tmp_path / "killed")
     config.steps = 400
-    config.freeze_step = 30
+    config.update(freeze_step=30, tensorboard=True)
+    config.update(validation=f"dev:{manifest}", validation_every=3)
     config.checkpoint.update(every=1, keep=2)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -214,7 +216,12 @@ def test_kill_9_loses_nothing_but_what_came_after_the_last_save(
     config.steps = max(reached + 2, 31)
     whole = tiny.config(manifest, tmp_path / "whole")
     whole.update(steps=config.steps, freeze_step=config.freeze_step)
+    whole.update(validation=config.validation, validation_every=3)
     assert_same(run_to_end(whole), run_to_end(config))
     lines = [metrics.read(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
     assert lines[0][-1]["loss"] == lines[1][-1]["loss"]
     assert len({line["step"] for line in lines[1]}) == len(lines[1])
+    validated = [[line["dev_loss"] for line in each if "dev_loss" in line] for each in lines]
+    assert validated[0] == validated[1]
+    logged = [(line["step"], name) for line in lines[1] for name in line if name != "step"]
+    assert [value[:2] for value in shown(tmp_path / "killed" / "tensorboard")] == logged

@@ -391,3 +391,52 @@ def test_ten_million_utterances_start_in_seconds_and_half_a_gigabyte(tmp_path):
     assert turned < 2
     assert after < 0.05
     assert megabytes < 500
+
+
+@pytest.fixture(scope="module")
+def librispeech_like():
+    """As many utterances and hours as LibriSpeech's 960 h: most near 15 s, the rest shorter."""
+    random, count = np.random.default_rng(0), 281_241
+    seconds = np.where(
+        random.random(count) < 0.64, random.normal(14.6, 1.2, count), random.uniform(1.5, 14, count)
+    )
+    longer = random.random(count) < 0.01
+    seconds = np.where(longer, random.uniform(17, 24.5, count), seconds)
+    return (16_000 * seconds.clip(1.3, 24.5)).astype(np.int64)
+
+
+def audio_of_a_step(plan):
+    """Mean over an epoch's steps, and each rung's, in samples."""
+    by_rung = np.array([plan.rows[rung] * rung for rung in plan.rungs])
+    return np.average(by_rung, weights=[plan.batches[rung] for rung in plan.rungs]), by_rung
+
+
+@pytest.mark.parametrize(
+    ("planned_devices", "max_batch_samples", "spread"),
+    [
+        (4, 14_900_000, 0.02),
+        (8, 7_450_000, 0.02),
+        (16, 3_800_000, 0.03),
+        (32, 1_955_000, 0.07),
+        (64, 985_000, 0.07),
+        (256, 335_000, 0.46),
+    ],
+)
+def test_flags_that_keep_the_published_global_batch(
+    librispeech_like, planned_devices, max_batch_samples, spread
+):
+    recipe = {"max_samples": 320_000, "num_rungs": 8}
+    published = plan_of(librispeech_like, max_batch_samples=3_800_000, planned_devices=16, **recipe)
+    plan = plan_of(
+        librispeech_like,
+        max_batch_samples=max_batch_samples,
+        planned_devices=planned_devices,
+        **recipe,
+    )
+    mean, by_rung = audio_of_a_step(plan)
+    wanted = audio_of_a_step(published)[0]
+    assert mean == pytest.approx(wanted, rel=0.011)
+    assert np.abs(by_rung / wanted - 1).max() < spread
+    assert plan.batches_per_epoch == pytest.approx(published.batches_per_epoch, rel=0.011)
+    assert plan.lost_share == pytest.approx(published.lost_share, abs=0.001)
+    assert all(rows % planned_devices == 0 for rows in plan.rows.values())

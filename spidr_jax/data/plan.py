@@ -163,6 +163,7 @@ def make_plan(
     max_batch_samples: int,
     planned_devices: int,
     seed: int,
+    warn: bool = True,
 ) -> Plan:
     """Plan the batches of a run over one or several weighted sources.
 
@@ -179,6 +180,7 @@ def make_plan(
         planned_devices: B is a multiple of it; it comes from the config, never from the live
             devices, so that a run may go on with any number of them.
         seed: another seed gives other batches.
+        warn: of much audio that stays unused.
 
     Raises:
         ValueError: an argument out of range, or too little audio for one batch, with the numbers.
@@ -226,7 +228,7 @@ def make_plan(
         _starts=starts,
         _streams=streams,
     )
-    if plan.lost_share > _MUCH_LOST:
+    if warn and plan.lost_share > _MUCH_LOST:
         _log.warning(
             "an epoch leaves %.0f %% of the audio unused: little audio for batches of %d devices x "
             "%d samples; lower data.planned_devices or data.max_batch_samples",

@@ -151,4 +151,10 @@ def last_text(run: Run, name: str) -> str:
     if found is None:
         return "none"
     step, value = found
-    return f"{value:.6g}" if step == run.lines[-1]["step"] else f"{value:.6g} at step {step}"
+    return number(value) if step == run.lines[-1]["step"] else f"{number(value)} at step {step}"
+
+
+def number(value: float) -> str:
+    """Six digits, and more of what they would round to a whole number, such as a decay near 1."""
+    text = f"{value:.6g}"
+    return text if value == round(value) or float(text) != round(value) else f"{value:.10g}"

@@ -10,6 +10,7 @@ from spidr_jax.report.markup import (
     grid,
     heading,
     last_values,
+    number,
     paragraph,
     per_layer,
     section,
@@ -125,4 +126,4 @@ def _row(kind: str, name: str, layer: int | str) -> str:
 
 
 def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
+    return "" if value is None else number(value)

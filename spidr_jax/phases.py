@@ -1,0 +1,45 @@
+"""A run's two phases, before and from `freeze_step` on, on a mesh of devices: their state and step.
+
+`init_state` and `jit_step` place what `train_step` computes; nothing else knows of shardings.
+"""
+
+from functools import partial
+
+import jax
+from jax.sharding import Mesh
+
+from spidr_jax import optim, sharding, train_step
+from spidr_jax.train_step import StepConfig, TrainState
+
+
+def abstract_state(config: StepConfig, mesh: Mesh, fsdp: bool, frozen: bool) -> TrainState:
+    """Shapes, types and shardings of the state of a phase."""
+    state = jax.eval_shape(lambda: train_step.init_state(config, jax.random.key(0)))
+    if frozen:
+        state = freeze(config, state)
+    shardings = sharding.state_shardings(state, mesh, fsdp)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, shardings
+    )
+
+
+def init_state(config: StepConfig, mesh: Mesh, fsdp: bool, key: jax.Array) -> TrainState:
+    """Draw the state before the first step, each device its part."""
+    state = abstract_state(config, mesh, fsdp, frozen=False)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(partial(train_step.init_state, config), out_shardings=shardings)(key)
+
+
+def jit_step(config: StepConfig, mesh: Mesh, fsdp: bool, frozen: bool) -> jax.stages.Wrapped:
+    """The jitted training step of a phase, which takes over (donates) its state argument."""
+    state = abstract_state(config, mesh, fsdp, frozen)
+    return jax.jit(
+        train_step.make_train_step(config, frozen),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda x: x.sharding, state), sharding.replicated(mesh)),
+    )
+
+
+def freeze(config: StepConfig, state: TrainState) -> TrainState:
+    """Drop what the second phase does without."""
+    return state._replace(opt_state=optim.freeze(state.opt_state, config.model))
