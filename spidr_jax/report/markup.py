@@ -63,7 +63,7 @@ def heading(run: Run, number: int, runs: Sequence[Run]) -> str:
 
 def layers(runs: Sequence[Run], prefix: str) -> list[int]:
     """The layers of which there is a metric `prefix_LAYER`."""
-    found = {m for run in runs for name in run.names() if (m := _layer(name, prefix)) is not None}
+    found = {m for run in runs for name in run.names if (m := _layer(name, prefix)) is not None}
     return sorted(found)
 
 

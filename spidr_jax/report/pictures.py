@@ -43,7 +43,7 @@ def matrix_svg(matrix: PhoneUnitMatrix) -> str:
         parts.append(f'<text class="x" x="{x:.1f}" y="{height - 8}">{matrix.units[j]}</text>')
     text = f"{phones} phones by frequency, {units} units by their most probable phone"
     return (
-        f'<div class="wide matrix" tabindex="0"><svg viewBox="0 0 {_WIDTH} {height}" role="img">'
+        f'<div class="wide matrix" tabindex="0"><svg viewBox="0 0 {_WIDTH + 12} {height}" role="img">'
         f"<title>p(phone | unit)</title><desc>{text}</desc>{''.join(parts)}</svg></div>"
     )
 
@@ -91,7 +91,7 @@ def _panel(utterance: "Utterance", second: int, peak: float) -> str:
     spoken = " ".join(label for _, _, label in phones)
     numbers = " ".join(label for _, _, label in units)
     return (
-        f'<svg viewBox="0 0 {_PANEL} {_HEIGHT}" role="img">'
+        f'<svg viewBox="-4 0 {_PANEL + 8} {_HEIGHT}" role="img">'
         f"<title>{escape(utterance.name)}, second {second}</title>"
         f"<desc>phones: {escape(spoken)}; units: {numbers}</desc>{''.join(parts)}</svg>"
     )

@@ -27,7 +27,7 @@ _Table = dict[tuple[str, str, int | str], float]  # by kind, name and layer
 
 def over_training(runs: Sequence[Run]) -> str:
     """PNMI, and ABX where it is measured, over layers at the last step and over steps."""
-    found = [match for run in runs for n in run.names() if (match := _MEASURED.fullmatch(n))]
+    found = [match for run in runs for n in run.names if (match := _MEASURED.fullmatch(n))]
     parts, every = [], []
     for name, kind in sorted({match.groups() for match in found}):
         title = f"{_words(kind)} on {name}"

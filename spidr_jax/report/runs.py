@@ -32,6 +32,7 @@ class Run(NamedTuple):
     name: str
     folder: Path
     lines: list[dict[str, Any]]  # of metrics.jsonl, in the order of steps
+    names: set[str]  # of the metrics of which there is a finite value
     config: dict[str, Any]
     saved_step: int | None  # of the newest checkpoint
     saved: dict[str, Any]  # what lies beside the newest checkpoint's state, such as versions
@@ -48,10 +49,6 @@ class Run(NamedTuple):
             if value is not None:
                 return line["step"], value
         return None
-
-    def names(self) -> set[str]:
-        """The metrics of which there is a finite value."""
-        return {n for line in self.lines for n, v in line.items() if _number(v) is not None}
 
     def get(self, field: str) -> Any:
         """A field of the config such as "model.codebook_size", None where it is not known."""
@@ -90,12 +87,13 @@ def _read(folder: Path) -> Run:
             f"{folder}: is no run's folder: it has no metrics.jsonl, config.json or checkpoints"
         )
     lines = sorted(metrics.read(files[0]), key=lambda line: line["step"])
+    names = {n for line in lines for n, value in line.items() if _number(value) is not None}
     saved_step, saved, config = _newest(files[2])
     if files[1].exists():
         config = _read_json(files[1])
     name = folder.absolute().name
     evaluations = {path.name: _evaluation(path) for path in folder.glob("evaluate*.json")}
-    return Run(name, folder, lines, config, saved_step, saved, evaluations)
+    return Run(name, folder, lines, names, config, saved_step, saved, evaluations)
 
 
 def _newest(checkpoints: Path) -> tuple[int | None, dict[str, Any], dict[str, Any]]:

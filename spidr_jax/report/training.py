@@ -109,7 +109,7 @@ def usage(runs: Sequence[Run]) -> str:
 
 def validation(runs: Sequence[Run]) -> str:
     """Losses and perplexities on each validation set, over the published curve where it fits."""
-    names = {match[1] for run in runs for n in run.names() if (match := _VALIDATED.fullmatch(n))}
+    names = {match[1] for run in runs for n in run.names if (match := _VALIDATED.fullmatch(n))}
     why_not = [(run, reason) for run in runs if (reason := reference.mismatch(run))]
     parts = [part for name in sorted(names) for part in _validation_set(runs, name, not why_not)]
     text = _comparison(runs) if not why_not else (
