@@ -19,7 +19,7 @@ from spidr_jax.checkpoint import Checkpoints
 from spidr_jax.data import corpus
 from spidr_jax.eval import quality
 from spidr_jax.eval.alignment import read_alignment
-from spidr_jax.report import pictures
+from spidr_jax.report import pictures, probe
 from spidr_jax.report.__main__ import main
 
 
@@ -183,6 +183,16 @@ def test_the_matrix_is_drawn_cell_by_cell() -> None:
     shades = {float(o): d.count("M") for o, d in re.findall(r'opacity="([^"]*)" d="([^"]*)"', svg)}
     assert shades == {0.05: 1, 0.5: 2, 1: 2}  # 0.004 is seen, 0 is not
     assert re.findall(r">([^<]+)</text>", svg) == ["A", "&lt;", "7", "3", "5"]
+
+
+@pytest.mark.parametrize(("seconds", "every"), [(1e6, 1), (9, 2), (6, 3), (0.1, 14)])
+def test_a_large_set_is_sampled_evenly(
+    trained: ConfigDict, seconds: float, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_MAX_SECONDS", seconds)
+    rows = probe._spread(corpus.open_manifest(trained.data.manifest))
+    assert [row.fileid for row in rows] == [f"u{i:02d}" for i in range(0, 14, every)]
+    assert every == 14 or sum(row.num_samples for row in rows) <= seconds * 16_000
 
 
 def test_versions_lie_with_the_checkpoint(trained: ConfigDict) -> None:

@@ -112,6 +112,7 @@ def test_evaluation_files_are_shown_over_layers_with_the_mfcc_floor(tmp_path: Pa
     results += [{"layer": "MFCC", "kind": "kmeans", "pnmi": 0.447}]
     content = {"step": 9, "seed": 0, "results": results}
     (run / "evaluate-dev.json").write_text(json.dumps(content))
+    results += [{"layer": ["x"], "pnmi": 1.0}, "x"]  # type: ignore[list-item]
     (run / "evaluate-other.json").write_text("[1]")
     report.write([run], tmp_path / "report.html", with_model=False)
     page = read(tmp_path / "report.html")

@@ -3,7 +3,7 @@
     python -m spidr_jax.report RUN [RUN ...] [--out report.html] [--no-model] [--layer N]
 
 One HTML file that opens offline: losses, codebooks, validation, unit quality, speed, config. The
-newest checkpoint of each run is run on (at most 10 minutes of) its first evaluation set, for the
+newest checkpoint of each run is run on (at most 5 minutes of) its first evaluation set, for the
 phone x unit matrix and some utterances, unless `--no-model`.
 
 Exit code: 0, or 2 where the command could not be carried out.

@@ -69,7 +69,7 @@ def _probe(run: Run, layer: int | None) -> "Probe | str":
 
     try:
         return probe(run, layer)
-    except (ValueError, OSError, ImportError, AudioError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, AudioError) as error:
         return " ".join(str(error).split())
 
 

@@ -43,7 +43,8 @@ def matrix_svg(matrix: PhoneUnitMatrix) -> str:
         parts.append(f'<text class="x" x="{x:.1f}" y="{height - 8}">{matrix.units[j]}</text>')
     text = f"{phones} phones by frequency, {units} units by their most probable phone"
     return (
-        f'<div class="wide matrix" tabindex="0"><svg viewBox="0 0 {_WIDTH + 12} {height}" role="img">'
+        '<div class="wide matrix" tabindex="0">'
+        f'<svg viewBox="0 0 {_WIDTH + 12} {height}" role="img">'
         f"<title>p(phone | unit)</title><desc>{text}</desc>{''.join(parts)}</svg></div>"
     )
 

@@ -10,7 +10,7 @@ from spidr_jax.data.corpus import Corpus, Row
 from spidr_jax.eval import quality
 from spidr_jax.report.runs import Run
 
-_MAX_SECONDS = 600  # of audio that goes through the model
+_MAX_SECONDS = 300  # of audio that goes through the model
 _BATCH_SAMPLES = 640_000
 _SHOWN = 3  # utterances with a picture
 _SHOWN_SECONDS = 4  # of each
@@ -59,6 +59,7 @@ def probe(run: Run, layer: int | None = None) -> Probe:
     Raises:
         ValueError: there is no evaluation set, or set, checkpoint or layer cannot be used.
         OSError, ImportError, audio.AudioError: something of it cannot be read.
+        RuntimeError: the device has no room.
     """
     spec = run.get("evaluation")
     if not spec:

@@ -120,12 +120,13 @@ def _evaluation(path: Path) -> Evaluation:
     content = content if isinstance(content, dict) else {}
     results = content.get("results")
     results = results if isinstance(results, list) else []
-    rows = [row for row in results if isinstance(row, dict) and "layer" in row]
+    rows = [row for row in results if isinstance(row, dict)]
     return Evaluation(
         content.get("step"),
         [
             Measured(row["layer"], str(row.get("kind", "")), name, value)
             for row in rows
+            if isinstance(row.get("layer"), int | str)
             for name, entry in row.items()
             if name != "layer" and (value := _number(entry)) is not None
         ],
