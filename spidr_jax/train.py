@@ -21,6 +21,7 @@ from spidr_jax.health import NotFiniteError, SkippedUpdates
 from spidr_jax.logs import Logs, check_installed
 from spidr_jax.model import Params
 from spidr_jax.progress import ProgressLog
+from spidr_jax.report import draw
 from spidr_jax.stop import Stop, stop_on_signals
 from spidr_jax.train_step import StepConfig, TrainState
 from spidr_jax.validation import Validation
@@ -164,6 +165,8 @@ def train(run: Run, state: TrainState) -> int:
         _warn_if_unsaved(run.checkpoints.wait)
         saved = run.checkpoints.latest()
         best = run.checkpoints.best()
+    if processes.is_first():
+        draw(run.folder)
     if stop.error:
         processes.leave()  # the others have no error: only after they have left may this one fail
         raise stop.error

@@ -1,0 +1,45 @@
+"""Draw runs; runnable.
+
+    python -m spidr_jax.report RUN [RUN ...] [--out report.html] [--no-model] [--layer N]
+
+One HTML file that opens offline: losses, codebooks, validation, unit quality, speed, config. The
+newest checkpoint of each run is run on (at most 5 minutes of) its first evaluation set, for the
+phone x unit matrix and some utterances, unless `--no-model`.
+
+Exit code: 0, or 2 where the command could not be carried out.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from spidr_jax.report.page import write
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m spidr_jax.report")
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", type=Path, help="a run's folder")
+    add("--out", type=Path, default=Path("report.html"), help="(default: report.html)")
+    add("--no-model", action="store_true", help="only what the runs' files tell")
+    add("--layer", type=int, help="of the units shown (default: that of the highest PNMI)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command above and give its exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        problems = write(args.runs, args.out, with_model=not args.no_model, layer=args.layer)
+    except (OSError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for problem in problems:
+        print(f"warning: no picture of units: {problem}", file=sys.stderr)
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
