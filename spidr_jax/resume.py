@@ -118,8 +118,8 @@ def check_unchanged(
             "--config.init_from starts a new run from it"
         )
     changed = changes(saved, known(config, saved) if imported else config, allowed)
-    if not imported and position["plan"] != plan and "data" not in allowed:
-        changed.append("the files, lengths or weights in the manifests")
+    if not (changed or imported or "data" in allowed or position["plan"] == plan):
+        changed = ["the data: files, lengths or weights in the manifests, or an allowed field"]
     if changed:
         raise ValueError(
             f"{checkpoints.folder} holds a run at step {step} of which something has changed: "

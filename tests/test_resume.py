@@ -133,6 +133,11 @@ def test_a_changed_field_can_be_allowed_by_name(trained: Any, tmp_path: Path) ->
     assert start(config).step == 6
     config.allow_changes = "optimizer"
     assert start(config).step == 6
+    config.seed, config.allow_changes = 4, "optimizer,seed"  # a seed changes the data too
+    with pytest.raises(ValueError, match=r"has changed: the data: files.*or an allowed field\."):
+        start(config)
+    config.allow_changes = "optimizer,seed,data"
+    assert start(config).step == 6
 
 
 def test_other_data_can_be_allowed_and_a_moved_corpus_needs_no_leave(
