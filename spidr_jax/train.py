@@ -183,18 +183,7 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
     key = jax.random.split(jax.random.key(config.seed))[1]
     step_fn, compiled = compile_step(run, start >= freeze_step), set[tuple[int, ...]]()
     skipped = SkippedUpdates(int(state.skipped), config.max_skipped, partial(_describe_batch, run))
-    batches = pipeline.batches(
-        run.sources,
-        run.plan,
-        put=lambda batch: sharding.put_batch(batch, run.mesh),
-        start=start,
-        stop=config.steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_threads=config.data.num_threads,
-        max_bad_share=config.data.max_bad_share,
-    )
-    with batches:
+    with _open_batches(run, start) as batches:
         for step in range(start + 1, config.steps + 1):
             watchdog.beat(f"step {step}")
             try:
@@ -230,6 +219,21 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
         with stop.because_of(NotFiniteError):
             skipped.flush()
     return state
+
+
+def _open_batches(run: Run, start: int) -> pipeline.Batches:
+    """This process's rows of the batches from step number `start` + 1 on."""
+    return pipeline.batches(
+        run.sources,
+        run.plan,
+        put=lambda batch: sharding.put_batch(batch, run.mesh),
+        start=start,
+        stop=run.config.steps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=run.config.data.num_threads,
+        max_bad_share=run.config.data.max_bad_share,
+    )
 
 
 def compile_step(run: Run, frozen: bool) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
