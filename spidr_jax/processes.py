@@ -68,10 +68,11 @@ def start() -> None:
     """Join the run's other processes; does nothing the second time.
 
     A run of one process joins a group of one: what catches SIGTERM is the same for any number.
+    Where the others do not come in time, JAX aborts this process (status 134) and says so.
 
     Raises:
         ValueError: the environment is wrong, in one line.
-        RuntimeError: the other processes did not come in time.
+        RuntimeError: the devices cannot be opened.
     """
     if jax.distributed.is_initialized():
         return
