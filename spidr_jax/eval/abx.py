@@ -163,8 +163,7 @@ def _group(
     size = np.diff(np.append(first, len(order)))
     contexts, speakers, phones = (label[first] for label in labels)
     if most is not None:
-        owner, number = tiles.expand(size)
-        order = order[number < most]
+        order = order[tiles.expand(size)[1] < most]
         size = np.minimum(size, most)
         first = np.cumsum(size) - size
     return _Groups(order, first, size, phones, speakers, contexts)
@@ -257,7 +256,9 @@ class _Distances:
         rows = (self._place[x, None] + np.arange(n))[:, :, None]
         columns = (self._place[y, None] + np.arange(m))[:, None, :]
         width = self._width[x][:, None, None]
-        found: NDArray[np.float32] = self._flat[self._base[x][:, None, None] + rows * width + columns]
+        found: NDArray[np.float32] = self._flat[
+            self._base[x][:, None, None] + rows * width + columns
+        ]
         return found
 
 

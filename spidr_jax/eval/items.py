@@ -84,14 +84,12 @@ def read_items(path: str | os.PathLike[str]) -> Items:
         times.append(_frames(onset, offset, path, number))
     if not texts:
         raise ValueError(f"{os.fspath(path)}: holds no item")
-    fileid, phone, previous, following, speaker = (np.array(c) for c in zip(*texts, strict=True))
     first, end = np.array(times, np.int64).T
-    return Items(fileid, first, end, phone, previous, following, speaker)
+    fileids, *columns = (np.array(column) for column in zip(*texts, strict=True))
+    return Items(fileids, first, end, *columns)
 
 
-def _frames(
-    onset: str, offset: str, path: str | os.PathLike[str], number: int
-) -> tuple[int, int]:
+def _frames(onset: str, offset: str, path: str | os.PathLike[str], number: int) -> tuple[int, int]:
     try:
         begin, finish = Decimal(onset), Decimal(offset)
     except InvalidOperation:

@@ -7,7 +7,7 @@ N sequences, n of one group, T sequences of a chunk, S frames of a padded sequen
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from spidr_jax.eval import warping
 
-_SMALL, _LARGE = 4, 8  # T
+_SIDES = (4, 8, 16)  # T
 _Index = NDArray[np.int64]
 
 
 class _Limits(NamedTuple):
-    """What a batch holds at most, and what a compilation costs in cells of lattices."""
+    """What a batch holds at most (on a CPU, what its caches hold), and what a compilation costs.
+
+    Attributes:
+        pairs: of sequences.
+        cells: of their lattices.
+        numbers: of their frames.
+        compilation: its time, in the time that one number of a frame takes in one cell.
+    """
 
     pairs: int
     cells: int
@@ -29,8 +36,10 @@ class _Limits(NamedTuple):
     compilation: int
 
 
-_CPU = _Limits(1 << 12, 1 << 20, 1 << 23, 1 << 26)
-_ACCELERATOR = _Limits(1 << 18, 1 << 26, 1 << 28, 1 << 33)
+_CPU = _Limits(1 << 12, 1 << 20, 1 << 20, 1 << 33)
+_ACCELERATOR = _Limits(1 << 18, 1 << 26, 1 << 28, 1 << 40)
+_CELL = 200  # numbers of a frame that take as long as the rest of what is done in a cell
+_PAIR = 50  # numbers of a frame whose gathering takes as long as the rest of a pair
 
 
 def group_offsets(sizes: _Index) -> _Index:
@@ -56,7 +65,7 @@ def group_distances(
     Raises:
         ValueError: as `warping.prepare`.
     """
-    ready = _rounded(warping.prepare(frames, distance))
+    ready = jnp.asarray(warping.prepare(frames, distance))
     offsets, (group, within) = group_offsets(sizes), expand(sizes)
     # one slot more, for what stands in a tile only to fill it
     flat = np.zeros(offsets[-1] + 1, np.float32)
@@ -72,16 +81,9 @@ def group_distances(
 
 
 def expand(counts: _Index) -> tuple[_Index, _Index]:
-    """For each owner 0, 1, ... as many rows as it has: the owner, and the number 0, 1, ... in it."""
+    """The owner 0, 1, ... of each of its rows, as many as it has, and their numbers in it."""
     owner = np.repeat(np.arange(len(counts)), counts)
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-def _rounded(frames: NDArray[Any]) -> jax.Array:
-    """On the device, padded so that corpora of about the same size share their compilations."""
-    step = max(1, 1 << (len(frames).bit_length() - 3))
-    more = -len(frames) % step
-    return jnp.asarray(np.pad(frames, [(0, more)] + [(0, 0)] * (frames.ndim - 1)))
 
 
 def _computed(
@@ -92,15 +94,21 @@ def _computed(
     Where a chunk is not full, its sequence is -1.
     """
     limits = _CPU if jax.default_backend() == "cpu" else _ACCELERATOR
-    side = _SMALL if (sizes**2).sum() <= _SMALL * sizes.sum() else _LARGE
+    width = frames.shape[1] if frames.ndim == 2 else 1
+    side = _side(sizes, width)
     members = _tiles(group, length, side)
     longest = np.where(members >= 0, length[members], 0).max(axis=(1, 2), initial=0)
     waiting: list[tuple[_Index, jax.Array]] = []
     lower = 0
-    for size in _sizes(longest, limits.compilation // side**2):
+    for size in _sizes(longest, limits.compilation // (side**2 * (_CELL + width))):
         tiles = members[(longest > lower) & (longest <= size)]
         lower = size
-        count = _tiles_of_a_batch(limits, side, size, frames)
+        most = (
+            limits.pairs // side**2,
+            limits.cells // (side * size) ** 2,
+            limits.numbers // (2 * side * size * width),
+        )
+        count = max(1, min(most))
         for at in range(0, len(tiles), count):
             some = tiles[at : at + count]
             padded = np.pad(some, ((0, count - len(some)), (0, 0), (0, 0)), constant_values=-1)
@@ -123,16 +131,14 @@ def _fetched(members: _Index, values: jax.Array) -> tuple[_Index, NDArray[np.flo
     return members, np.asarray(values)[:, : len(members)]
 
 
-def _tiles_of_a_batch(limits: _Limits, side: int, size: int, frames: jax.Array) -> int:
-    width = frames.shape[1] if frames.ndim == 2 else 1
-    return max(
-        1,
-        min(
-            limits.pairs // side**2,
-            limits.cells // (side * size) ** 2,
-            limits.numbers // (2 * side * size * width),
-        ),
-    )
+def _side(sizes: _Index, width: int) -> int:
+    """The T that is the cheapest: large tiles are gathered once for many pairs, small ones fit."""
+
+    def cost(side: int) -> float:
+        chunks = -(-sizes // side)
+        return float((chunks * (chunks + 1)).sum() * side**2 * (1 + width / (_PAIR * side)))
+
+    return min(_SIDES, key=cost)
 
 
 def _tiles(group: _Index, length: _Index, side: int) -> _Index:

@@ -34,6 +34,9 @@ def prepare(frames: ArrayLike, distance: str) -> NDArray[Any]:
         distance: "angular" (the angle over pi, 0 to 1; a frame of zeros counts as one of equal
             values), "euclidean" or "identical" (0 or 1).
 
+    Returns:
+        Float32 [F', D] or int32 [F'], with rows that mean nothing at the end.
+
     Raises:
         ValueError: another distance, shape or type, or a value that is not finite.
     """
@@ -43,17 +46,26 @@ def prepare(frames: ArrayLike, distance: str) -> NDArray[Any]:
     if distance == "identical":
         if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"units: {array.dtype} {array.shape}; due are whole numbers [F]")
-        return array.astype(np.int32)
+        return np.pad(array.astype(np.int32), (0, _rounded(len(array)) - len(array)))
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"frames: {array.dtype} {array.shape}; due is floating point [F, D]")
-    array = array.astype(np.float32, copy=False)
-    if not np.isfinite(array).all():
-        raise ValueError("frames: NaN or infinite values")
-    if distance == "angular":
-        norm = np.linalg.norm(array, axis=1, keepdims=True)
-        equal = np.float32(1 / np.sqrt(array.shape[1]))
-        array = np.where(norm > 0, array / np.where(norm > 0, norm, 1), equal)
-    return array
+    squares = np.einsum("fd,fd->f", array, array, dtype=np.float32)
+    if not np.isfinite(squares).all():
+        raise ValueError("frames: NaN, infinite or too large values")
+    ready = np.zeros((_rounded(len(array)), array.shape[1]), np.float32)
+    if distance == "euclidean":
+        ready[: len(array)] = array
+        return ready
+    norm = np.sqrt(squares)[:, None]
+    np.divide(array, np.where(norm > 0, norm, 1), out=ready[: len(array)], casting="same_kind")
+    ready[: len(array)][norm[:, 0] == 0] = 1 / np.sqrt(array.shape[1])
+    return ready
+
+
+def _rounded(length: int) -> int:
+    """Corpora of about the same size shall share their compilations."""
+    step = max(1, 1 << (length.bit_length() - 3))
+    return -(-length // step) * step
 
 
 @functools.partial(jax.jit, static_argnames=("size", "distance"))
