@@ -49,7 +49,8 @@ def prepare(frames: ArrayLike, distance: str) -> NDArray[Any]:
         return np.pad(array.astype(np.int32), (0, _rounded(len(array)) - len(array)))
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"frames: {array.dtype} {array.shape}; due is floating point [F, D]")
-    squares = np.einsum("fd,fd->f", array, array, dtype=np.float32)
+    array = array.astype(np.float32, copy=False)
+    squares = np.einsum("fd,fd->f", array, array)
     if not np.isfinite(squares).all():
         raise ValueError("frames: NaN, infinite or too large values")
     ready = np.zeros((_rounded(len(array)), array.shape[1]), np.float32)
@@ -57,14 +58,14 @@ def prepare(frames: ArrayLike, distance: str) -> NDArray[Any]:
         ready[: len(array)] = array
         return ready
     norm = np.sqrt(squares)[:, None]
-    np.divide(array, np.where(norm > 0, norm, 1), out=ready[: len(array)], casting="same_kind")
+    np.divide(array, np.where(norm > 0, norm, 1), out=ready[: len(array)])
     ready[: len(array)][norm[:, 0] == 0] = 1 / np.sqrt(array.shape[1])
     return ready
 
 
 def _rounded(length: int) -> int:
     """Corpora of about the same size shall share their compilations."""
-    step = max(1, 1 << (length.bit_length() - 3))
+    step = 1 << max(0, length.bit_length() - 3)
     return -(-length // step) * step
 
 
