@@ -5,7 +5,7 @@ speakers A and B are of one and X of another. Within context all three stand bet
 phones; with any context they need not. The measure is that of the ZeroSpeech challenge (Nguyen et
 al. 2020) as fastabx 0.9 computes it.
 
-n items; a cell is three groups (A, B, X) of items of one phone, speaker and context.
+C cells; a cell is three groups (A, B, X) of items of one phone, speaker and context.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spidr_jax.eval import tiles
+from spidr_jax.eval.cells import (
+    Cells,
+    Groups,
+    across_speakers,
+    code,
+    domains,
+    fewer_x,
+    group_items,
+    within_speakers,
+)
 from spidr_jax.eval.items import Items, Spans
 
 SPEAKERS = ("within", "across")
@@ -37,32 +47,6 @@ class AbxError(NamedTuple):
     error: float
     cells: int
     triplets: int
-
-
-class _Groups(NamedTuple):
-    """Items of one phone, speaker and context, together in `order`.
-
-    Attributes:
-        order: [m] items, group by group.
-        first: where a group begins in `order`.
-        size: its number of items.
-        phone, speaker, context: its labels, as numbers.
-    """
-
-    order: _Index
-    first: _Index
-    size: _Index
-    phone: _Index
-    speaker: _Index
-    context: _Index
-
-
-class _Cells(NamedTuple):
-    """Groups of the A, B and X of each cell."""
-
-    a: _Index
-    b: _Index
-    x: _Index
 
 
 def measure(
@@ -104,12 +88,12 @@ def measure(
     """
     _check(speakers, context, max_size_group, max_x_across)
     rng = np.random.default_rng(seed)
-    groups = _group(items, np.flatnonzero(spans.length), context, max_size_group, rng)
-    cells = {"within": _cells_within, "across": _cells_across}
+    groups = group_items(items, np.flatnonzero(spans.length), context, max_size_group, rng)
+    cells = {"within": within_speakers, "across": across_speakers}
     tasks = {name: cells[name](groups) for name in speakers}
     if "across" in tasks and max_x_across is not None:
-        tasks["across"] = _fewer_x(tasks["across"], max_x_across, rng)
-    domain = _domains(groups, together="across" in tasks)
+        tasks["across"] = fewer_x(tasks["across"], max_x_across, rng)
+    domain = domains(groups, together="across" in tasks)
     used = np.zeros(len(groups.size), bool)
     for task in tasks.values():
         for role in task:
@@ -135,86 +119,6 @@ def _check(
         raise ValueError(f"max_x_across = {max_x_across}: allowed is 1 or more, or None")
 
 
-def _numbers(*columns: NDArray[np.str_]) -> _Index:
-    """Number the different rows of some columns."""
-    key = np.zeros(len(columns[0]), np.int64)
-    for column in columns:
-        names, numbers = np.unique(column, return_inverse=True)
-        key = np.unique(key * len(names) + numbers, return_inverse=True)[1]
-    return key
-
-
-def _group(
-    items: Items, kept: _Index, context: str, most: int | None, rng: np.random.Generator
-) -> _Groups:
-    between = items.previous, items.following
-    around = _numbers(*between) if context == "within" else np.zeros(len(items.phone), np.int64)
-    phone, speaker = _numbers(items.phone), _numbers(items.speaker)
-    # the draw sorts each group, and its first ones stay
-    draw = rng.random(len(kept)) if most is not None else np.zeros(len(kept))
-    labels = (around[kept], speaker[kept], phone[kept])
-    order = kept[np.lexsort((draw, *labels[::-1]))]
-    labels = (around[order], speaker[order], phone[order])
-    new = np.zeros(len(order), bool)
-    new[:1] = True
-    for label in labels:
-        new[1:] |= label[1:] != label[:-1]
-    first = np.flatnonzero(new)
-    size = np.diff(np.append(first, len(order)))
-    contexts, speakers, phones = (label[first] for label in labels)
-    if most is not None:
-        order = order[tiles.expand(size)[1] < most]
-        size = np.minimum(size, most)
-        first = np.cumsum(size) - size
-    return _Groups(order, first, size, phones, speakers, contexts)
-
-
-def _domains(groups: _Groups, together: bool) -> _Index:
-    """Number the sets of groups that are compared: of a context, or of a speaker in it."""
-    if together:
-        return groups.context
-    return _code(groups.context, groups.speaker)
-
-
-def _cells_within(groups: _Groups) -> _Cells:
-    a, b = _pairs(groups)
-    enough = groups.size[a] >= 2
-    return _Cells(a[enough], b[enough], a[enough])
-
-
-def _cells_across(groups: _Groups) -> _Cells:
-    a, b = _pairs(groups)
-    owner, x = _same(_code(groups.context, groups.phone), a)
-    other = groups.speaker[x] != groups.speaker[a[owner]]
-    return _Cells(a[owner][other], b[owner][other], x[other])
-
-
-def _pairs(groups: _Groups) -> tuple[_Index, _Index]:
-    """Groups (A, B) of one context and speaker, and of different phones."""
-    block = _domains(groups, together=False)
-    a, b = _same(block, np.arange(len(block)))
-    different = a != b
-    return a[different], b[different]
-
-
-def _same(key: _Index, asked: _Index) -> tuple[_Index, _Index]:
-    """For each group asked for, all groups with its key: the number of the question, the group."""
-    by_key = np.argsort(key, kind="stable")
-    ordered = key[by_key]
-    low = np.searchsorted(ordered, key[asked], "left")
-    owner, number = tiles.expand(np.searchsorted(ordered, key[asked], "right") - low)
-    return owner, by_key[low[owner] + number]
-
-
-def _fewer_x(cells: _Cells, most: int, rng: np.random.Generator) -> _Cells:
-    """Keep the cells of some X for each (A, B), drawn at random."""
-    order = np.lexsort((rng.random(len(cells.a)), cells.b, cells.a))
-    a, b = cells.a[order], cells.b[order]
-    new = np.append(True, (a[1:] != a[:-1]) | (b[1:] != b[:-1]))[: len(a)]
-    _, number = tiles.expand(np.diff(np.append(np.flatnonzero(new), len(a))))
-    return _Cells(*(role[order][number < most] for role in cells))
-
-
 class _Distances:
     """Distances of the items of two groups of a domain, [C, n, m] for C pairs of groups."""
 
@@ -222,7 +126,7 @@ class _Distances:
         self,
         frames: ArrayLike,
         spans: Spans,
-        groups: _Groups,
+        groups: Groups,
         domain: _Index,
         used: NDArray[np.bool_],
         distance: str,
@@ -263,17 +167,17 @@ class _Distances:
 
 
 def _error(
-    cells: _Cells, groups: _Groups, distances: _Distances, context: str, symmetric: bool
+    cells: Cells, groups: Groups, distances: _Distances, context: str, symmetric: bool
 ) -> AbxError:
     if not len(cells.a):
         return AbxError(float("nan"), 0, 0)
     na, nb, nx = (groups.size[role] for role in cells)
     triplets = na * nb * (nx - 1 if symmetric else nx)
     score = _farther(cells, (na, nb, nx), distances, symmetric) / triplets
-    pair = _code(groups.phone[cells.a], groups.phone[cells.b])
+    pair = code(groups.phone[cells.a], groups.phone[cells.b])
     keys = [pair]
     if context == "within":
-        keys.insert(0, _code(pair, groups.speaker[cells.a]))
+        keys.insert(0, code(pair, groups.speaker[cells.a]))
     while keys:
         key = keys.pop(0)
         _, position, number = np.unique(key, return_index=True, return_inverse=True)
@@ -282,13 +186,8 @@ def _error(
     return AbxError(float(score.mean()), len(cells.a), int(triplets.sum()))
 
 
-def _code(major: _Index, minor: _Index) -> _Index:
-    """One number for each pair of numbers."""
-    return major * (minor.max(initial=0) + 1) + minor
-
-
 def _farther(
-    cells: _Cells,
+    cells: Cells,
     sizes: tuple[_Index, _Index, _Index],
     distances: _Distances,
     symmetric: bool,
