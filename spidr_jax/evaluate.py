@@ -32,6 +32,8 @@ from spidr_jax.model_config import ModelConfig
 from spidr_jax.reference_config import MODEL_TYPES
 from spidr_jax.scores import Measured, as_dict, table
 
+_Found = tuple[list[Measured], dict[str, int]]  # numbers, and counts of the items
+
 
 def open_sets(text: str) -> list[EvaluationSet]:
     """Open "name:manifest:alignment,...".
@@ -137,7 +139,7 @@ def _evaluated(
     asked: Mapping[str, tuple[Any, ...]],
     clustered: tuple[Any, ...],
     num_units: Mapping[str, int],
-) -> list[Measured]:
+) -> _Found:
     """Measure what `run(corpus, layers)` gives of the layers asked for, and k-means of others."""
     layers = dict(asked)
     if args.kmeans:
@@ -157,12 +159,17 @@ def _evaluated(
             if kind == "kmeans" or layer in asked.get(kind, ())
         }
         options = AbxOptions(args.context, args.max_size_group, args.max_x_across, args.seed)
-        return measure.measure(evaluation, outputs._replace(arrays=arrays), num_units, options)
+        rows = measure.measure(evaluation, outputs._replace(arrays=arrays), num_units, options)
+        if evaluation.items is None:
+            return rows, {}
+        spans = items.locate(evaluation.items, outputs.files)
+        count = len(spans.length)
+        return rows, {"items": count, "items_clipped": spans.clipped, "items_empty": spans.empty}
 
 
 def _of_checkpoint(
     args: argparse.Namespace, evaluation: EvaluationSet, found: inference.SpeechModel
-) -> list[Measured]:
+) -> _Found:
     config = found.config
     kinds = args.kinds or (KINDS if evaluation.items is not None else ("units",))
     asked = wanted_layers(config, kinds, args.layers)
@@ -178,7 +185,7 @@ def _of_checkpoint(
     return _evaluated(args, evaluation, run, asked, clustered, num_units)
 
 
-def _of_mfcc(args: argparse.Namespace, evaluation: EvaluationSet) -> list[Measured]:
+def _of_mfcc(args: argparse.Namespace, evaluation: EvaluationSet) -> _Found:
     asked = {} if evaluation.items is None else {"features": (measure.MFCC,)}
     return _evaluated(
         args,
@@ -245,18 +252,26 @@ def _check(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> None:
     _check(args)
     evaluation = open_set("", args.manifest, args.alignment, args.item)
-    rows, step = [], None
+    rows: list[Measured] = []
+    counts: dict[str, int] = {}
+    step = None
     if args.checkpoint:
         found = inference.load(args.checkpoint, model_type=args.model_type, dtype=args.precision)
-        rows, step = _of_checkpoint(args, evaluation, found), found.step
+        rows, counts = _of_checkpoint(args, evaluation, found)
+        step = found.step
     if args.mfcc:
-        rows += _of_mfcc(args, evaluation)
+        more, counts = _of_mfcc(args, evaluation)
+        rows += more
     print(table(rows, args.kmeans))
+    if counts.get("items_clipped") or counts.get("items_empty"):
+        print(
+            f"of {counts['items']} items {counts['items_clipped']} end after the last frame of "
+            f"their file and are clipped; {counts['items_empty']} have no frame and are left out"
+        )
     if args.out:
         told = {name: value for name, value in vars(args).items() if name != "out"}
-        numbers = [as_dict(row) for row in rows]
-        text = json.dumps({**told, "step": step, "results": numbers}, indent=2, allow_nan=False)
-        args.out.write_text(text + "\n", encoding="utf-8")
+        told |= {"step": step, **counts, "results": [as_dict(row) for row in rows]}
+        args.out.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -141,7 +141,10 @@ def of_mfcc(corpus: Corpus) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     from spidr_jax.eval.mfcc import mfcc
 
     def features(row: Row) -> np.ndarray:
-        return mfcc(audio.read_pcm(row) / np.float32(32_768))
+        try:
+            return mfcc(audio.read_pcm(row) / np.float32(32_768))
+        except ValueError as error:
+            raise ValueError(f"{row.place}: {error}") from None
 
     for fileid, values in _read(corpus, features):
         yield fileid, {"features": values[None]}
