@@ -167,12 +167,23 @@ def _evaluated(
         return rows, {"items": count, "items_clipped": spans.clipped, "items_empty": spans.empty}
 
 
+def _kinds(args: argparse.Namespace, config: ModelConfig) -> tuple[str, ...]:
+    """The kinds asked for, or those that can be measured and that a layer has."""
+    if args.kinds:
+        return tuple(args.kinds)
+    found = [
+        kind
+        for kind in (KINDS if args.item else ("units",))
+        if not args.layers or set(args.layers) & set(layers_of(config, kind))
+    ]
+    return tuple(found) if found or args.kmeans else ("units",)
+
+
 def _of_checkpoint(
     args: argparse.Namespace, evaluation: EvaluationSet, found: inference.SpeechModel
 ) -> _Found:
     config = found.config
-    kinds = args.kinds or (KINDS if evaluation.items is not None else ("units",))
-    asked = wanted_layers(config, kinds, args.layers)
+    asked = wanted_layers(config, _kinds(args, config), args.layers)
     seconds = args.batch_seconds or (20 if jax.default_backend() == "cpu" else 240)
 
     def run(corpus: Corpus, layers: Mapping[str, tuple[int, ...]]) -> Any:
@@ -206,7 +217,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _layers(text: str) -> tuple[int, ...] | None:
-    return None if text == "all" else tuple(sorted({int(part) for part in text.split(",")}))
+    try:
+        return None if text == "all" else tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed is all, or such as 5,6") from None
 
 
 def _parser() -> argparse.ArgumentParser:

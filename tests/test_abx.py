@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spidr_jax.eval import tiles
+from spidr_jax.eval import abx, tiles
 from spidr_jax.eval.abx import measure
 from spidr_jax.eval.items import COLUMNS, Items, Spans, locate, places, read_items
 from spidr_jax.eval.warping import prepare
@@ -260,6 +260,19 @@ def test_subsampling_keeps_so_many(located):
     }  # fmt: skip
     assert one["across"].cells == len(pairs)
     assert abs(few["across"].error - whole["across"].error) < 0.1
+
+
+@pytest.mark.parametrize("most", [1, 7, 100])
+def test_how_many_triplets_are_compared_at_once_does_not_matter(located, monkeypatch, most):
+    expected = measure(FIXTURES["units"], *located, distance="identical")
+    monkeypatch.setattr(abx, "_MOST_TRIPLETS", most)
+    assert measure(FIXTURES["units"], *located, distance="identical") == expected
+
+
+def test_too_many_distances_are_refused(located, monkeypatch):
+    monkeypatch.setattr(abx, "_MOST_DISTANCES", 1_000)
+    with pytest.raises(ValueError, match=r"^\d+ items have \d+ distances within their contexts; "):
+        measure(FIXTURES["real"], *located)
 
 
 def test_items_without_frames_take_no_part(located):

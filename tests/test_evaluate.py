@@ -280,6 +280,29 @@ def test_the_command_fits_on_the_other_manifest(folder: Path, tmp_path: Path) ->
     assert numbers[0][1] != numbers[1][1]
 
 
+def test_a_layer_without_a_head_has_features_and_clusters(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main(command(folder, "--layers", "1", "--kmeans", "3")) == 0
+    rows = [row.split()[:2] for row in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["1", "features"], ["1", "k-means"]]
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        (["--layers", "5;6"], "argument --layers: '5;6': allowed is all, or such as 5,6"),
+        (["--kinds", "unit"], "argument --kinds: 'unit': allowed is features, codebooks, units"),
+    ],
+)
+def test_choices_that_are_not_there_are_named(
+    folder: Path, option: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main(command(folder, *option))
+    assert capsys.readouterr().err.splitlines()[-1].endswith(reason)
+
+
 @pytest.mark.parametrize(
     ("line", "without", "reason"),
     [
@@ -294,7 +317,12 @@ def test_the_command_fits_on_the_other_manifest(folder: Path, tmp_path: Path) ->
         ),
         (["--mfcc"], "--item", "--mfcc: needs --kmeans K or --item; an alignment measures units"),
         (["--layers", "4"], "", "--layers 4: allowed is 1 to 3"),
-        (["--layers", "1"], "", "--layers: codebooks are there for layers 2 to 3"),
+        (["--layers", "1"], "--item", "--layers: units are there for layers 2 to 3"),
+        (
+            ["--layers", "1", "--kinds", "codebooks"],
+            "",
+            "--layers: codebooks are there for layers 2 to 3",
+        ),
         (["--kmeans", "9999"], "--item", "kmeans = 9999: allowed is 1 to "),
         (["--max-size-group", "1"], "", "max_size_group = 1: allowed is 2 or more, or None"),
         (["--out", "nowhere/x.json"], "", "--out nowhere/x.json: there is no folder nowhere"),

@@ -8,6 +8,7 @@ al. 2020) as fastabx 0.9 computes it.
 C cells; a cell is three groups (A, B, X) of items of one phone, speaker and context.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -155,9 +156,9 @@ class _Distances:
         self._width[chosen] = sizes[where]
         self._place[chosen] = start - (np.cumsum(sizes) - sizes)[where]
 
-    def between(self, x: _Index, y: _Index, n: int, m: int) -> NDArray[np.float32]:
-        """From the n items of each group x [C] to the m items of each group y [C]."""
-        rows = (self._place[x, None] + np.arange(n))[:, :, None]
+    def between(self, x: _Index, some: _Index, y: _Index, m: int) -> NDArray[np.float32]:
+        """From n items, by number, of each group x [C] to all m of each group y [C]."""
+        rows = (self._place[x, None] + some)[:, :, None]
         columns = (self._place[y, None] + np.arange(m))[:, None, :]
         width = self._width[x][:, None, None]
         found: NDArray[np.float32] = self._flat[
@@ -199,14 +200,15 @@ def _farther(
     cuts = np.flatnonzero((np.diff(shape[order], axis=0) != 0).any(axis=1)) + 1
     for alike in np.split(order, cuts):
         na, nb, nx = shape[alike[0]].tolist()
-        step = max(1, _MOST_TRIPLETS // (na * nb * nx))
-        for at in range(0, len(alike), step):
-            some = alike[at : at + step]
-            to_a = distances.between(cells.x[some], cells.a[some], nx, na)
-            to_b = distances.between(cells.x[some], cells.b[some], nx, nb)
+        rows = min(nx, max(1, _MOST_TRIPLETS // (na * nb)))
+        step = max(1, _MOST_TRIPLETS // (na * nb * rows))
+        for at, low in itertools.product(range(0, len(alike), step), range(0, nx, rows)):
+            some, row = alike[at : at + step], np.arange(low, min(nx, low + rows))
+            to_a = distances.between(cells.x[some], row, cells.a[some], na)
+            to_b = distances.between(cells.x[some], row, cells.b[some], nb)
             if symmetric:
-                to_a[:, np.arange(na), np.arange(na)] = -np.inf  # X itself is not an A
+                to_a[:, row - low, row] = -np.inf  # X itself is not an A
             left, right = to_a[..., None], to_b[:, :, None]
             more = np.count_nonzero(left > right, axis=(1, 2, 3))
-            found[some] = (more + np.count_nonzero(left >= right, axis=(1, 2, 3))) / 2
+            found[some] += (more + np.count_nonzero(left >= right, axis=(1, 2, 3))) / 2
     return found
