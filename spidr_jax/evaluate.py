@@ -24,7 +24,7 @@ import jax
 from spidr_jax import extract, inference, measure, model, windows
 from spidr_jax.data import audio
 from spidr_jax.data.corpus import Corpus, open_manifest
-from spidr_jax.eval import abx, items, kmeans, quality
+from spidr_jax.eval import abx, items, quality
 from spidr_jax.eval.alignment import read_alignment
 from spidr_jax.forward import KINDS, layers_of, make_joint_forward
 from spidr_jax.measure import AbxOptions, EvaluationSet
@@ -116,22 +116,6 @@ def wanted_layers(
     return wanted
 
 
-def with_kmeans(
-    outputs: measure.Outputs, fitted_on: measure.Outputs, clusters: int, seed: int
-) -> measure.Outputs:
-    """Add k-means units of all features, with centres fitted on those of `fitted_on`.
-
-    Raises:
-        ValueError: see `kmeans.fit`.
-    """
-    arrays = dict(outputs.arrays)
-    for (kind, layer), array in outputs.arrays.items():
-        if kind == "features":
-            centres = kmeans.fit(fitted_on.arrays[kind, layer], clusters, seed)
-            arrays["kmeans", layer] = kmeans.assign(array, centres)
-    return outputs._replace(arrays=arrays)
-
-
 def _evaluated(
     args: argparse.Namespace,
     evaluation: EvaluationSet,
@@ -152,7 +136,7 @@ def _evaluated(
                 layers = {"features": clustered}
                 others = run(open_manifest(args.kmeans_manifest), layers)
                 fitted_on = stack.enter_context(measure.collected(others, layers))
-            outputs = with_kmeans(outputs, fitted_on, args.kmeans, args.seed)
+            outputs = measure.with_kmeans(outputs, fitted_on, args.kmeans, args.seed)
         arrays = {
             (kind, layer): array
             for (kind, layer), array in outputs.arrays.items()

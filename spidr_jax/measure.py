@@ -15,6 +15,7 @@ from spidr_jax import inference, model
 from spidr_jax.data import audio, parallel
 from spidr_jax.data.corpus import Corpus, Row
 from spidr_jax.eval import abx as abx_task
+from spidr_jax.eval import kmeans
 from spidr_jax.eval.abx import AbxError
 from spidr_jax.eval.items import Items, locate, places
 from spidr_jax.eval.quality import UnitsQuality, units_quality
@@ -156,6 +157,20 @@ def _read(corpus: Corpus, function: Any) -> Iterator[tuple[str, np.ndarray]]:
     rows = [corpus.row(index) for index in order]
     found = parallel.each(lambda i: function(rows[i]), len(rows), jobs=0, title="evaluate")
     return ((row.fileid, values) for row, values in zip(rows, found, strict=True))
+
+
+def with_kmeans(outputs: Outputs, fitted_on: Outputs, clusters: int, seed: int) -> Outputs:
+    """Add k-means units of all features, with centres fitted on those of `fitted_on`.
+
+    Raises:
+        ValueError: see `kmeans.fit`.
+    """
+    arrays = dict(outputs.arrays)
+    for (kind, layer), array in outputs.arrays.items():
+        if kind == "features":
+            centres = kmeans.fit(fitted_on.arrays[kind, layer], clusters, seed)
+            arrays["kmeans", layer] = kmeans.assign(array, centres)
+    return outputs._replace(arrays=arrays)
 
 
 def measure(

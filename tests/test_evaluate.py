@@ -260,10 +260,10 @@ def test_clusters_are_fitted_on_the_other_manifest(folder: Path) -> None:
         measure.collected(streams[1], layers) as few,
     ):
         source = ("features", measure.MFCC)
-        found = evaluate.with_kmeans(outputs, few, 6, seed=2).arrays["kmeans", measure.MFCC]
+        found = measure.with_kmeans(outputs, few, 6, seed=2).arrays["kmeans", measure.MFCC]
         expected = kmeans.fit(few.arrays[source], 6, seed=2)
         np.testing.assert_array_equal(found, kmeans.assign(outputs.arrays[source], expected))
-        own = evaluate.with_kmeans(outputs, outputs, 6, seed=2).arrays["kmeans", measure.MFCC]
+        own = measure.with_kmeans(outputs, outputs, 6, seed=2).arrays["kmeans", measure.MFCC]
         assert not np.array_equal(found, own)
 
 
