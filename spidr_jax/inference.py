@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spidr_jax import model_config, stored, windows
-from spidr_jax.forward import Forward, make_forward
+from spidr_jax.forward import Forward, JointForward, make_forward
 from spidr_jax.model_config import ModelConfig
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -158,7 +158,7 @@ class SpeechModel:
 
 
 def stream(
-    forward: Forward,
+    forward: Forward | JointForward,
     params: Any,
     config: ModelConfig,
     utterances: Iterable[Utterance],
@@ -167,11 +167,11 @@ def stream(
     max_samples: int = round(windows.MAX_SECONDS * windows.SAMPLE_RATE),
     devices: int = 1,
     put: Put = jnp.asarray,
-) -> Iterator[tuple[Any, np.ndarray]]:
+) -> Iterator[tuple[Any, Any]]:
     """Outputs [n, T, ...] of many utterances, in their order, in batches of a few shapes.
 
     Args:
-        forward: of `make_forward`.
+        forward: of `make_forward`, or of `make_joint_forward` for a dict of outputs by kind.
         params: the student side's parameters.
         config: the architecture.
         utterances: keys with standardised waveforms [S], best sorted by length.
@@ -180,13 +180,14 @@ def stream(
         devices: what the rows of a batch are a multiple of.
         put: brings an array of a batch, [B, ...], to the devices.
     """
-    whole: list[np.ndarray] = []
+    whole: list[Any] = []
     for batch in _batches(_pieces(utterances, config, max_samples), batch_samples, devices):
         outputs = _run(forward, params, batch, put)
         for piece, output in zip(batch.pieces, outputs, strict=True):
-            whole.append(output[:, piece.window.first :][:, : piece.window.frames])
+            first, end = piece.window.first, piece.window.first + piece.window.frames
+            whole.append(jax.tree.map(lambda x, kept=slice(first, end): x[:, kept], output))
             if piece.ends:
-                yield piece.key, whole[0] if len(whole) == 1 else np.concatenate(whole, axis=1)
+                yield piece.key, jax.tree.map(_joined, *whole)
                 whole = []
 
 
@@ -194,6 +195,10 @@ def standardise(waveform: np.ndarray) -> np.ndarray:
     """(x - mean) / sqrt(var + 1e-5) over all of an utterance [S], float32, as in training."""
     wide = waveform.astype(np.float64)
     return ((wide - wide.mean()) / np.sqrt(wide.var() + _EPSILON)).astype(np.float32)
+
+
+def _joined(*parts: np.ndarray) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 class _Piece(NamedTuple):
@@ -240,15 +245,15 @@ def _batches(pieces: Iterable[_Piece], batch_samples: int, devices: int) -> Iter
         yield _Batch(batch, rows(length), length)
 
 
-def _run(forward: Forward, params: Any, batch: _Batch, put: Put) -> list[np.ndarray]:
+def _run(forward: Forward | JointForward, params: Any, batch: _Batch, put: Put) -> list[Any]:
     """Outputs [n, T, ...] of the pieces of a batch, padded frames included."""
     waveforms = np.zeros((batch.rows, batch.length), np.float32)
     lengths = np.full(batch.rows, batch.length, np.int32)
     for row, piece in enumerate(batch.pieces):
         waveforms[row, : len(piece.samples)] = piece.samples
         lengths[row] = len(piece.samples)
-    output = np.asarray(forward(params, put(waveforms), put(lengths)))
-    return [output[:, row] for row in range(len(batch.pieces))]
+    output = jax.tree.map(np.asarray, forward(params, put(waveforms), put(lengths)))
+    return [jax.tree.map(lambda x, i=i: x[:, i], output) for i in range(len(batch.pieces))]
 
 
 def _rows(waveform: Any, lengths: Any, sample_rate: int) -> list[np.ndarray]:

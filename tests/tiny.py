@@ -86,11 +86,11 @@ FIELDS = {
 }
 
 
-def write_run(folder: Path, step: int = 5, **changes: Any) -> ModelConfig:
-    """A run's folder with one checkpoint of a model that has learnt nothing."""
+def write_run(folder: Path, step: int = 5, params: Any = None, **changes: Any) -> ModelConfig:
+    """A run's folder with one checkpoint of a model that has learnt nothing, or of `params`."""
     step_config = StepConfig(model=ModelConfig(**FIELDS | changes))
     state = train_step.init_state(step_config, jax.random.key(0))
-    state = state._replace(step=jnp.asarray(step, jnp.int32))
+    state = state._replace(step=jnp.asarray(step, jnp.int32), params=params or state.params)
     checkpoints = Checkpoints(folder / "checkpoints", keep=2)
     position = {"step": step, "plan": "none"}
     checkpoints.save(step, state, position, {"model": dataclasses.asdict(step_config.model)})
