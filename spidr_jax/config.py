@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from spidr_jax.masking import MaskingConfig
-from spidr_jax.model_config import ModelConfig
+from spidr_jax.model_config import ModelConfig, num_frames
 from spidr_jax.optim import OptimizerConfig
 from spidr_jax.teacher import TeacherConfig
 from spidr_jax.train_step import StepConfig
@@ -38,6 +38,7 @@ FREE = (  # may change on resume; what the data are, the plan's fingerprint know
     "data.num_threads",
     "data.max_bad_share",
 )
+_SHORTEST = 2640  # samples of a crop
 Section = TypeVar("Section")
 
 
@@ -76,8 +77,14 @@ def validate(config: ConfigDict) -> None:
         _check(config, "allow_changes", _has(config, name), "fields of the config, such as data")
     _check(config, "codebook.decay", 0 <= config.codebook.decay < math.inf, "a number from 0")
     _check(config, "data.max_bad_share", 0 <= config.data.max_bad_share <= 1, "0 to 1")
+    _check(
+        config,
+        "model.extractor_conv_layer_config",
+        num_frames(_SHORTEST, config.model.extractor_conv_layer_config) >= 1,
+        f"convolutions that give a frame for {_SHORTEST} samples (two flags of it add up)",
+    )
     for name in ("data.max_samples", "data.max_batch_samples"):
-        floor = max(config.data.min_samples, 2640)
+        floor = max(config.data.min_samples, _SHORTEST)
         _check(config, name, _get(config, name) >= floor, f"at least {floor} samples")
     manifest, sources = config.data.manifest, config.data.sources
     _check(

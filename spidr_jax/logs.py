@@ -180,9 +180,16 @@ class Logs:
             self._opened = opened.pop_all()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log values after `step` finished steps; a step's may come in several goes."""
+        """Log values after `step` finished steps; a step's may come in several goes.
+
+        A full disk is no reason to stop a run: a warning says what it does not take.
+        """
         for sink in self._sinks:
-            sink.write(step, values)
+            try:
+                sink.write(step, values)
+            except OSError as error:
+                name = type(sink).__name__
+                print(f"warning: {name}: step {step} was not written: {error}", flush=True)
 
     def has(self, step: int, name: str) -> bool:
         """Whether the last values are of `step`, and one of that name is among them."""
