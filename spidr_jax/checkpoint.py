@@ -152,7 +152,10 @@ class Checkpoints:
         with self._naming_damage(step):
             if jax.process_index() == 0:  # Orbax would only say that something is wrong
                 orbax_files.read(self.folder / str(step), lambda name: True)
-            return self._manager.restore(step, args=items)["state"]
+            state = self._manager.restore(step, args=items)["state"]
+            if len(jax.tree.leaves(state)) != len(jax.tree.leaves(target)):
+                raise ValueError("it lacks arrays that the config needs (config.freeze_step?)")
+        return state
 
     def set_aside(self, after: int) -> list[int]:
         """Move the checkpoints after step `after` to the folder `set_aside` beside; give them."""
@@ -174,16 +177,19 @@ class Checkpoints:
         Raises:
             OSError: it failed.
         """
+        failure: OSError | None = None
         try:
             with _as_os_error(f"checkpoint {self._saving} was not written"):
                 self._manager.wait_until_finished()
                 self._manager.check_for_errors()
-        except OSError:
+        except OSError as error:
+            failure = error
+        if any(processes.gather(int(failure is not None))):  # all must know the same checkpoints
             if jax.process_index() == 0:  # a full disk needs the room
                 for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
                     shutil.rmtree(partial, ignore_errors=True)
             self._manager.reload()  # what the failed save was to replace is still there
-            raise
+            raise failure or OSError(f"checkpoint {self._saving} was not written by all processes")
 
     def close(self) -> None:
         """Stop the background threads."""
@@ -198,7 +204,8 @@ class Checkpoints:
             others = " or ".join(earlier) if earlier else "0, a new start"
             raise DamagedError(
                 f"checkpoint {step} cannot be used: {' '.join(str(error).split())[:500]}; "
-                f"--config.resume_step goes on from an earlier one: {others}"
+                f"move {self.folder / str(step)} away, or --config.resume_step goes on from an "
+                f"earlier one: {others}"
             ) from error
 
 

@@ -139,9 +139,10 @@ def conclude(
     for name in [n for n in lines[0] if "_pnmi_" in n and n in lines[-1]] if lines else []:
         print(f"{name}: {lines[0][name]:.3f} at step {lines[0]['step']}, {lines[-1][name]:.3f} now")
     print(
-        f"{'finished' if step == steps else 'stopped'} after step {step} of {steps}\n"
+        f"{'finished' if step >= steps else 'stopped'} after step {step} of {steps}\n"
         f"run: {folder} (metrics.jsonl, config.json, checkpoints/{saved})\n"
         + (f"best: checkpoints/{best[0]} with {best[1]:.4f}\n" if best else "")
-        + f"next: the same command goes on from here; --config.steps={2 * steps} trains longer",
+        + "next: the same command goes on from here; "
+        + f"--config.steps={2 * max(step, steps)} trains longer",
         flush=True,
     )

@@ -34,12 +34,22 @@ def choose_step(checkpoints: Checkpoints, wanted: int | None) -> int | None:
     Raises:
         ValueError: there is no such checkpoint.
     """
-    latest = checkpoints.latest()
-    if wanted is None or latest is None or _saved_under(checkpoints, latest) == wanted:
+    latest, steps = checkpoints.latest(), checkpoints.steps()
+    if latest is None and not wanted:
+        return None
+    if wanted is None:
         return latest
-    if wanted and wanted not in checkpoints.steps():
-        there = ", ".join(map(str, checkpoints.steps()))
-        raise ValueError(f"config.resume_step = {wanted}: allowed are {there}, or 0: a new start")
+    if latest is not None and _saved_under(checkpoints, latest) == wanted:
+        if latest != wanted:
+            processes.say(
+                f"config.resume_step = {wanted} has been gone on from: now after {latest}"
+            )
+        return latest
+    if wanted and wanted not in steps:
+        there = ", ".join(map(str, [*steps, 0]))
+        raise ValueError(
+            f"config.resume_step = {wanted}: {checkpoints.folder} allows {there} (0: a new start)"
+        )
     return wanted or None
 
 
@@ -61,7 +71,10 @@ def adopt(state: TrainState, path: str) -> TrainState:
         FileNotFoundError, ImportError: as `stored.read`.
         ValueError: it cannot be read, or its arrays are not those of this model.
     """
-    model = stored.read(path)
+    try:
+        model = stored.read(path)
+    except (OSError, ValueError) as error:
+        raise type(error)(f"config.init_from: {error}") from None
     new = {"params": model.params, "teacher": model.teacher, "codebooks": model.codebooks}
     old = {name: getattr(state, name) for name in new}
     ours, theirs = _shapes(old), _shapes(new)
@@ -125,6 +138,10 @@ def check_unchanged(
             f"{checkpoints.folder} holds a run at step {step} of which something has changed: "
             f"{'; '.join(changed)}. Undo that, choose another config.workdir, or allow it by "
             "--config.allow_changes=FIELD,... (data for the data)"
+        )
+    if config["init_from"] and config["init_from"] != saved.get("init_from"):
+        processes.say(
+            f"note: config.init_from is for a new run; this one goes on after step {step}"
         )
     before, now = position.get("versions", {}), versions()
     if other := [f"{name} {before[name]}" for name in before if before[name] != now.get(name)]:

@@ -109,7 +109,7 @@ def build_state(run: Run) -> TrainState:
     fsdp = config.sharding.fsdp
     step = resume.choose_step(checkpoints, config.resume_step)
     if step is None:
-        if config.resume_step is None:
+        if config.resume_step != 0:
             resume.check_unstarted(run.folder, config.checkpoint.every)
         key = jax.random.split(jax.random.key(config.seed))[0]
         state = phases.init_state(step_config, run.mesh, fsdp, key)
@@ -190,6 +190,7 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
                 batch = next(batches)
             except pipeline.BadDataError:
                 if jax.process_count() == 1:  # a save needs all processes
+                    log.flush()
                     _save(run, state, step - 1)
                 raise
             if (shape := batch["waveforms"].shape) not in compiled:
@@ -207,7 +208,7 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
             if step % config.log_every == 0 or step == 1 or ends:
                 log.add(step, values | {"bad_rows": sum(processes.gather(batches.bad.bad_rows))})
             stops = stop.reached(step)
-            measured = _validate(run, state, step, log) if ends or not stops else {}
+            measured = _validate(run, state, step, log)
             improves = run.checkpoints.improves(measured)
             if improves:
                 progress.report_best(config.checkpoint.best, step, measured)

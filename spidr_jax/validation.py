@@ -73,7 +73,9 @@ def measure_set(
     try:
         with batches:
             for number, batch in enumerate(batches):
-                watchdog.beat(f"validation on {dataset.name}, batch {number}")
+                watchdog.beat(  # a batch of a new shape is compiled
+                    f"validation on {dataset.name}, batch {number}", watchdog.SLOW_SECONDS
+                )
                 found.append(eval_fn(state, batch, np.int32(number)))
                 jax.block_until_ready(found[-2:][0])  # batches must not pile up on the device
             batches.bad.check()

@@ -91,6 +91,7 @@ def test_the_run_goes_on_from_an_earlier_checkpoint_and_loses_nothing(
     assert [line["step"] for line in lines] == [1, 2, 4, 6]
     again = start(config)  # with the same flags: from what the run has become since
     assert again.step == 6
+    assert "config.resume_step = 3 has been gone on from: now after 6" in capsys.readouterr().out
     for a, b in zip(jax.tree.leaves(trained[1]), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -98,8 +99,34 @@ def test_the_run_goes_on_from_an_earlier_checkpoint_and_loses_nothing(
 def test_a_checkpoint_that_is_not_there_is_refused(trained: Any) -> None:
     config = ConfigDict(trained[0].to_dict())
     config.resume_step = 4
-    with pytest.raises(ValueError, match=r"config\.resume_step = 4: allowed are 3, 6, or 0"):
+    with pytest.raises(ValueError, match=r"config\.resume_step = 4: .* allows 3, 6, 0 \(0: a new"):
         start(config)
+
+
+def test_a_step_of_a_run_without_checkpoints_is_refused(trained: Any, tmp_path: Path) -> None:
+    config = copy_of(trained[0], tmp_path, resume_step=3)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(ValueError, match=r"config\.resume_step = 3: .* allows 0 \(0: a new start"):
+        start(config)
+    assert len(metrics.read(tmp_path / "run" / "metrics.jsonl")) == 4
+
+
+def test_a_frozen_checkpoint_does_not_go_on_unfrozen(trained: Any, tmp_path: Path) -> None:
+    config = copy_of(trained[0], tmp_path, freeze_step=4, allow_changes="freeze_step", steps=7)
+    config.resume_step = 3
+    run = train.open_run(config)
+    train.train(run, train.build_state(run))
+    config.update(freeze_step=1000, steps=9)
+    with pytest.raises(DamagedError, match=r"lacks arrays that the config needs .*freeze_step"):
+        start(config)
+
+
+def test_weights_for_a_run_that_is_there_already_are_not_silently_left(
+    trained: Any, tmp_path: Path, capsys: Any
+) -> None:
+    config = copy_of(trained[0], tmp_path, init_from=str(tmp_path / "nothing"))
+    assert start(config).step == 6
+    assert "note: config.init_from is for a new run" in capsys.readouterr().out
 
 
 def test_step_0_starts_anew_and_sets_the_checkpoints_aside(trained: Any, tmp_path: Path) -> None:
@@ -194,5 +221,5 @@ def test_weights_of_another_model_are_refused(trained: Any, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"config\.init_from = .*codebooks.*\(2, 8\).*\(2, 12\)"):
         start(config)
     config.init_from = str(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="nothing"):
+    with pytest.raises(FileNotFoundError, match=r"config\.init_from: .*nothing"):
         start(config)
