@@ -44,23 +44,29 @@ def assign(state: CodebookState, targets: jax.Array) -> jax.Array:
     return jnp.argmin(distances, axis=-1).astype(jnp.int32)
 
 
-def update(
-    state: CodebookState, targets: jax.Array, assignments: jax.Array, decay: float
-) -> CodebookState:
+def totals(targets: jax.Array, assignments: jax.Array) -> CodebookState:
+    """Sum and count the frames of each code; frames of a batch's parts may be added up.
+
+    Args:
+        targets: float32 [K, N, D].
+        assignments: float32 [K, N, V], one-hot codes, all zero for frames that do not count.
+    """
+    sums = jnp.einsum("knv,knd->kvd", assignments, targets, precision=lax.Precision.HIGHEST)
+    return CodebookState(sums, assignments.sum(axis=1))
+
+
+def update(state: CodebookState, batch: CodebookState, decay: float) -> CodebookState:
     """Move each code that got frames towards their mean; codes without frames stay.
 
     Args:
         state: the codebooks.
-        targets: float32 [K, N, D].
-        assignments: float32 [K, N, V], one-hot codes, all zero for frames that do not count.
+        batch: the `totals` of the batch's frames.
         decay: weight of the old sums and counts; 1 or more means no update.
     """
     if decay >= 1:
         return state
-    counts = assignments.sum(axis=1)  # [K, V]
-    sums = jnp.einsum("knv,knd->kvd", assignments, targets, precision=lax.Precision.HIGHEST)
-    used = counts > 0
+    used = batch.counts > 0
     return CodebookState(
-        jnp.where(used[..., None], decay * state.sums + (1 - decay) * sums, state.sums),
-        jnp.where(used, decay * state.counts + (1 - decay) * counts, state.counts),
+        jnp.where(used[..., None], decay * state.sums + (1 - decay) * batch.sums, state.sums),
+        jnp.where(used, decay * state.counts + (1 - decay) * batch.counts, state.counts),
     )

@@ -11,9 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from spidr_jax.attention import attention
+from spidr_jax.dropout import Noise, dropout
 from spidr_jax.grouped_conv import grouped_conv
 from spidr_jax.model_config import ModelConfig
-from spidr_jax.ops import gelu, layer_norm, uniform_init
+from spidr_jax.norm import Norm
+from spidr_jax.ops import add_layer_norm, gelu, layer_norm, layer_norm_gelu, uniform_init
+
+LAYER_PLACES = 4  # of a layer that drop: attention's weights, its output, GELU, the layer's output
 
 
 class GroupedConv(nn.Module):
@@ -50,7 +55,7 @@ class PositionalConv(nn.Module):
         for i in range(depth):
             x = x if valid is None else x * valid
             x = GroupedConv(kernel, groups, bound, self.dtype, name=f"convs_{i}")(x)[:, :frames]
-            x = gelu(layer_norm(self.dtype, affine=False)(x))
+            x = layer_norm_gelu(x, None, None)
         return x if valid is None else x * valid
 
 
@@ -62,7 +67,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, frame_mask: jax.Array | None, deterministic: bool
+        self, x: jax.Array, frame_mask: jax.Array | None, seeds: jax.Array | None
     ) -> jax.Array:
         width, heads = self.config.encoder_embed_dim, self.config.encoder_num_heads
         bound = math.sqrt(6 / (2 * width))
@@ -75,13 +80,8 @@ class SelfAttention(nn.Module):
         )(x)
         qkv = qkv.reshape(*x.shape[:2], 3, heads, width // heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, T, H, D/H]
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-        scores *= (width // heads) ** -0.5  # [B, H, T, T]
-        if frame_mask is not None:
-            scores = jnp.where(frame_mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
-        weights = jax.nn.softmax(scores).astype(self.dtype)
-        weights = nn.Dropout(self.config.encoder_attention_dropout)(weights, deterministic)
-        x = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)  # [B, T, D]
+        rate = self.config.encoder_attention_dropout
+        x = attention(q, k, v, frame_mask, seeds, rate).reshape(x.shape)  # [B, T, D]
         return nn.Dense(width, dtype=self.dtype, kernel_init=uniform_init(bound), name="proj")(x)
 
 
@@ -92,13 +92,12 @@ class FeedForward(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, seeds: jax.Array | None) -> jax.Array:
         init = nn.initializers.normal(0.02)
         features = self.config.encoder_ff_interm_features
         hidden = nn.Dense(features, dtype=self.dtype, kernel_init=init, name="intermediate_dense")
         output = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="output_dense")
-        dropout = nn.Dropout(self.config.encoder_ff_interm_dropout)
-        return output(dropout(gelu(hidden(x)), deterministic))
+        return output(dropout(gelu(hidden(x)), seeds, self.config.encoder_ff_interm_dropout))
 
 
 class TransformerLayer(nn.Module):
@@ -109,20 +108,21 @@ class TransformerLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, frame_mask: jax.Array | None, deterministic: bool
+        self, x: jax.Array, frame_mask: jax.Array | None, seeds: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        attention = SelfAttention(self.config, self.dtype, name="attention")
+        attend = SelfAttention(self.config, self.dtype, name="attention")
         feed_forward = FeedForward(self.config, self.dtype, name="feed_forward")
-        norm_1 = layer_norm(self.dtype, "layer_norm")
-        norm_2 = layer_norm(self.dtype, "final_layer_norm")
-        dropout = nn.Dropout(self.config.encoder_dropout, deterministic=deterministic)
+        norm_1 = Norm(name="layer_norm")(x.shape[-1])
+        norm_2 = Norm(name="final_layer_norm")(x.shape[-1])
+        rate = self.config.encoder_dropout
+        places = [None if seeds is None else seeds[:, i] for i in range(LAYER_PLACES)]
         if self.config.encoder_layer_norm_first:
-            x = x + dropout(attention(norm_1(x), frame_mask, deterministic))
-            output = feed_forward(norm_2(x), deterministic)
-            return x + dropout(output), output
-        x = norm_1(x + dropout(attention(x, frame_mask, deterministic)))
-        output = feed_forward(x, deterministic)
-        return norm_2(x + dropout(output)), output
+            x = x + dropout(attend(layer_norm(x, *norm_1), frame_mask, places[0]), places[1], rate)
+            output = feed_forward(layer_norm(x, *norm_2), places[2])
+            return x + dropout(output, places[3], rate), output
+        x = add_layer_norm(x, attend(x, frame_mask, places[0]), *norm_1, places[1], rate)
+        output = feed_forward(x, places[2])
+        return add_layer_norm(x, output, *norm_2, places[3], rate), output
 
 
 class Encoder(nn.Module):
@@ -130,35 +130,39 @@ class Encoder(nn.Module):
 
     config: ModelConfig
     dtype: Any
+    remat: bool = False
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, frame_mask: jax.Array | None = None, deterministic: bool = True
+        self, x: jax.Array, frame_mask: jax.Array | None = None, noise: Noise | None = None
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Encode features.
 
         Args:
             x: [B, T, D].
             frame_mask: bool [B, T], true at valid frames; None if all are.
-            deterministic: without dropout and layer drop; else the "dropout" rng is needed.
+            noise: for dropout (1 + LAYER_PLACES * L places) and layer drop; None for neither.
 
         Returns:
             The final residual stream [B, T, D], and for each of the L layers its representation:
             the feed-forward output before the residual, [B, T, D].
         """
         cfg = self.config
-        norm = layer_norm(self.dtype, "layer_norm")
+        norm = Norm(name="layer_norm")(x.shape[-1])
+        seeds = None if noise is None else noise.seeds
         x = x + PositionalConv(cfg, self.dtype, name="pos_conv_embed")(x, frame_mask)
         if not cfg.encoder_layer_norm_first:
-            x = norm(x)
-        x = nn.Dropout(cfg.encoder_dropout)(x, deterministic)
+            x = layer_norm(x, *norm)
+        x = dropout(x, None if seeds is None else seeds[:, 0], cfg.encoder_dropout)
+        layer_class = nn.remat(TransformerLayer) if self.remat else TransformerLayer
         outputs = []
         for i in range(cfg.encoder_num_layers):
-            layer = TransformerLayer(cfg, self.dtype, name=f"layers_{i}")
-            layer_x, output = layer(x, frame_mask, deterministic)
-            if cfg.encoder_layer_drop > 0 and not deterministic:
-                drop = jax.random.uniform(self.make_rng("dropout")) <= cfg.encoder_layer_drop
-                layer_x = jnp.where(drop, x, layer_x)
+            layer = layer_class(cfg, self.dtype, name=f"layers_{i}")
+            first = 1 + i * LAYER_PLACES
+            places = None if seeds is None else seeds[:, first : first + LAYER_PLACES]
+            layer_x, output = layer(x, frame_mask, places)
+            if cfg.encoder_layer_drop > 0 and noise is not None:
+                layer_x = jnp.where(noise.kept[i], layer_x, x)
             x = layer_x
             outputs.append(output)
-        return norm(x) if cfg.encoder_layer_norm_first else x, outputs
+        return layer_norm(x, *norm) if cfg.encoder_layer_norm_first else x, outputs

@@ -10,9 +10,48 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from spidr_jax.model_config import ModelConfig, num_frames
-from spidr_jax.ops import gelu, instance_norm, layer_norm, uniform_init
+from spidr_jax.norm import Norm
+from spidr_jax.ops import gelu, instance_norm, layer_norm, layer_norm_gelu, uniform_init
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolve [B, S, C] with a kernel [K, C, D], without padding: [B, (S - K) // stride + 1, D].
+
+    Where the stride divides K it is a product of matrices, which is faster than a convolution.
+    """
+    width, channels, features = kernel.shape
+    if width % stride:
+        layout = ("NWC", "WIO", "NWC")
+        return lax.conv_general_dilated(x, kernel, (stride,), "VALID", dimension_numbers=layout)
+    frames, steps = (x.shape[1] - width) // stride + 1, width // stride
+    x = x[:, : (frames + steps - 1) * stride]
+    x = x.reshape(x.shape[0], frames + steps - 1, stride * channels)
+    x = jnp.concatenate([x[:, i : i + frames] for i in range(steps)], axis=-1)
+    return x @ kernel.reshape(width * channels, features)
+
+
+class Conv(nn.Module):
+    """Convolution without padding: [B, S, C] -> [B, T, D]."""
+
+    channels: int
+    kernel: int
+    stride: int
+    use_bias: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        fan_in = x.shape[-1] * self.kernel
+        init = nn.initializers.normal(math.sqrt(2 / fan_in))
+        kernel = self.param("kernel", init, (self.kernel, x.shape[-1], self.channels))
+        x = convolve(x, kernel.astype(self.dtype), self.stride)
+        if not self.use_bias:
+            return x
+        bias = self.param("bias", uniform_init(1 / math.sqrt(fan_in)), (self.channels,))
+        return x + bias.astype(self.dtype)
 
 
 class InstanceNorm(nn.Module):
@@ -39,21 +78,10 @@ class ConvLayerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, frame_mask: jax.Array | None) -> jax.Array:
-        fan_in = x.shape[-1] * self.kernel
-        x = nn.Conv(
-            self.channels,
-            (self.kernel,),
-            self.stride,
-            padding="VALID",
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.normal(math.sqrt(2 / fan_in)),
-            bias_init=uniform_init(1 / math.sqrt(fan_in)),
-            name="conv",
-        )(x)
+        x = Conv(self.channels, self.kernel, self.stride, self.use_bias, self.dtype, name="conv")(x)
         if self.norm == "layer_norm":
-            x = layer_norm(self.dtype, "layer_norm")(x)
-        elif self.norm == "group_norm":
+            return layer_norm_gelu(x, *Norm(name="layer_norm")(self.channels))
+        if self.norm == "group_norm":
             x = InstanceNorm(self.dtype, name="layer_norm")(x, frame_mask)
         return gelu(x)
 
@@ -63,10 +91,12 @@ class FeatureExtractor(nn.Module):
 
     config: ModelConfig
     dtype: Any
+    remat: bool = False
 
     @nn.compact
     def __call__(self, waveforms: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
         x = waveforms[..., None].astype(self.dtype)  # [B, S, 1]
+        block_class = nn.remat(ConvLayerBlock) if self.remat else ConvLayerBlock
         layers = self.config.extractor_conv_layer_config
         for i, (channels, kernel, stride) in enumerate(layers):
             norm = self.config.extractor_mode
@@ -76,7 +106,7 @@ class FeatureExtractor(nn.Module):
             if norm == "group_norm" and lengths is not None:
                 frames = num_frames(x.shape[1], layers[:1])
                 frame_mask = jnp.arange(frames) < num_frames(lengths, layers[:1])[:, None]
-            block = ConvLayerBlock(
+            block = block_class(
                 channels,
                 kernel,
                 stride,
@@ -98,7 +128,7 @@ class FeatureProjection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         bound = 1 / math.sqrt(x.shape[-1])
-        x = layer_norm(self.dtype, "layer_norm")(x)
+        x = layer_norm(x, *Norm(name="layer_norm")(x.shape[-1]))
         return nn.Dense(
             self.width,
             dtype=self.dtype,

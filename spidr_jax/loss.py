@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 
 def masked_cross_entropy(log_probs: jax.Array, assignments: jax.Array) -> jax.Array:
-    """Mean cross-entropy [K] over the frames that count.
+    """Summed cross-entropy [K] of the frames that count; their number makes it the mean.
 
     Args:
         log_probs: float32 [K, N, V].
         assignments: float32 [K, N, V], one-hot codes, all zero for frames that do not count.
     """
-    return -(assignments * log_probs).sum(axis=(1, 2)) / assignments.sum(axis=(1, 2))
+    return -(assignments * log_probs).sum(axis=(1, 2))
 
 
 def perplexity(probabilities: jax.Array) -> jax.Array:

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from spidr_jax.encoder import Encoder
+from spidr_jax import dropout as dropout_lib
+from spidr_jax.dropout import Noise, dropout
+from spidr_jax.encoder import LAYER_PLACES, Encoder
 from spidr_jax.extractor import FeatureExtractor, FeatureProjection
 from spidr_jax.model_config import ModelConfig, num_frames
 from spidr_jax.ops import uniform_init
@@ -45,12 +47,15 @@ class Networks(NamedTuple):
     heads: Heads
 
 
-def build(config: ModelConfig, dtype: Any = jnp.float32) -> Networks:
-    """Modules that compute in `dtype`, with float32 parameters, statistics and logits."""
+def build(config: ModelConfig, dtype: Any = jnp.float32, remat: bool = False) -> Networks:
+    """Modules that compute in `dtype`, with float32 parameters, statistics and logits.
+
+    With `remat` a backward pass computes a layer's inside again, instead of keeping it.
+    """
     return Networks(
-        FeatureExtractor(config, dtype),
+        FeatureExtractor(config, dtype, remat),
         FeatureProjection(config.encoder_embed_dim, dtype),
-        Encoder(config, dtype),
+        Encoder(config, dtype, remat),
         Heads(config.num_codebooks, config.codebook_size, dtype),
     )
 
@@ -97,12 +102,19 @@ def extract(
         lengths: valid samples of each utterance, [B]; None if nothing is padded (then the mask
             is None too).
     """
-    x = _apply(nets.feature_extractor, params["feature_extractor"], None, waveforms, lengths)
-    x = _apply(nets.feature_projection, params["feature_projection"], None, x)
+    x = _apply(nets.feature_extractor, params["feature_extractor"], waveforms, lengths)
+    x = _apply(nets.feature_projection, params["feature_projection"], x)
     if lengths is None:
         return x, None
     frames = num_frames(lengths, nets.encoder.config.extractor_conv_layer_config)
     return x, jnp.arange(x.shape[1]) < frames[:, None]
+
+
+def draw_noise(config: ModelConfig, key: jax.Array, rows: int) -> Noise:
+    """The noise of a training step's student, for `mask_feats` and `encode`."""
+    places = 1 + LAYER_PLACES * config.encoder_num_layers + 1
+    layers, rate = config.encoder_num_layers, config.encoder_layer_drop
+    return dropout_lib.draw_noise(key, rows, places, layers, rate)
 
 
 def mask_feats(
@@ -110,7 +122,7 @@ def mask_feats(
     params: Params,
     feats: jax.Array,
     mask: jax.Array,
-    dropout_key: jax.Array | None = None,
+    noise: Noise | None = None,
 ) -> jax.Array:
     """What the student reads: features [B, T, D] after the projection's dropout, masked.
 
@@ -119,10 +131,10 @@ def mask_feats(
         params: as `init_params` gives them.
         feats: from `extract`; the teacher reads them as they are.
         mask: bool [B, T], true at frames that become the mask embedding.
-        dropout_key: None for no dropout.
+        noise: from `draw_noise`; None for no dropout.
     """
-    dropout = nn.Dropout(nets.encoder.config.encoder_projection_dropout)
-    feats = _apply(dropout, {}, dropout_key, feats, dropout_key is None)
+    seeds = None if noise is None else noise.seeds[:, -1]
+    feats = dropout(feats, seeds, nets.encoder.config.encoder_projection_dropout)
     return jnp.where(mask[..., None], params["mask_embedding"].astype(feats.dtype), feats)
 
 
@@ -131,10 +143,10 @@ def encode(
     params: Params,
     feats: jax.Array,
     frame_mask: jax.Array | None = None,
-    dropout_key: jax.Array | None = None,
+    noise: Noise | None = None,
 ) -> tuple[jax.Array, list[jax.Array]]:
     """Run the encoder with the student's or the teacher's parameters; see `Encoder`."""
-    return _apply(nets.encoder, params, dropout_key, feats, frame_mask, dropout_key is None)
+    return _apply(nets.encoder, params, feats, frame_mask, noise)
 
 
 def predict(
@@ -147,9 +159,8 @@ def predict(
     """
     spidr = nets.encoder.config.model_type == "spidr"
     x = jnp.stack(outputs[-nets.heads.num_codebooks :]) if spidr else final[None]
-    return _apply(nets.heads, params["heads"], None, x)
+    return _apply(nets.heads, params["heads"], x)
 
 
-def _apply(module: nn.Module, params: Params, dropout_key: jax.Array | None, *args: Any) -> Any:
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    return module.apply({"params": params}, *args, rngs=rngs)
+def _apply(module: nn.Module, params: Params, *args: Any) -> Any:
+    return module.apply({"params": params}, *args)

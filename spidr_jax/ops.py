@@ -1,6 +1,11 @@
-"""Small functions that every layer uses: GELU, norms, an initialiser."""
+"""Norms, GELU and what goes with them, each with a derivative rule that keeps only its input.
+
+Autodiff would keep float32 intermediates of every one; `plain.py` has the same functions without
+rules, which the tests compare with. All compute in float32 and give the type of x.
+"""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,13 +13,137 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from spidr_jax.dropout import drop
+
 EPSILON = 1e-5
+Saved = Any
 
 
+def _phi(x: jax.Array) -> jax.Array:
+    """The standard normal distribution function of float32 x."""
+    return 0.5 * (1 + lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_slope(x: jax.Array) -> jax.Array:
+    return _phi(x) + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+
+
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """Exact GELU, through erf: XLA evaluates the erfc of `jax.nn.gelu` slowly."""
     wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+    return (wide * _phi(wide)).astype(x.dtype)
+
+
+def _gelu_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    slope = _gelu_slope(x.astype(jnp.float32))
+    return ((g.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def _standardise(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Float32 x standardised over its last axis, its mean and inverse deviation [..., 1]."""
+    mean = x.mean(axis=-1, keepdims=True)
+    centred = x - mean
+    inverse = lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + EPSILON)
+    return centred * inverse, mean, inverse
+
+
+def _affine(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    x = x if scale is None else x * scale
+    return x if bias is None else x + bias
+
+
+@jax.custom_vjp
+def layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    """LayerNorm over the last axis: biased variance, eps 1e-5; scale and bias float32 or None."""
+    return _layer_norm(x, scale, bias)[0]
+
+
+def _layer_norm(
+    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None
+) -> tuple[jax.Array, Saved]:
+    standard, mean, inverse = _standardise(x.astype(jnp.float32))
+    return _affine(standard, scale, bias).astype(x.dtype), (x, mean, inverse, scale, bias)
+
+
+def _layer_norm_backward(
+    saved: Saved, g: jax.Array
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    x, mean, inverse, scale, bias = saved
+    standard = (x.astype(jnp.float32) - mean) * inverse
+    g = g.astype(jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    scale_gradient = None if scale is None else (g * standard).sum(axis=axes)
+    bias_gradient = None if bias is None else g.sum(axis=axes)
+    g = g if scale is None else g * scale
+    means = g.mean(axis=-1, keepdims=True), (g * standard).mean(axis=-1, keepdims=True)
+    gradient = inverse * (g - means[0] - standard * means[1])
+    return gradient.astype(x.dtype), scale_gradient, bias_gradient
+
+
+layer_norm.defvjp(_layer_norm, _layer_norm_backward)
+
+
+@jax.custom_vjp
+def layer_norm_gelu(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    """GELU of the LayerNorm of x."""
+    return _layer_norm_gelu(x, scale, bias)[0]
+
+
+def _layer_norm_gelu(
+    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None
+) -> tuple[jax.Array, Saved]:
+    standard, mean, inverse = _standardise(x.astype(jnp.float32))
+    y = _affine(standard, scale, bias)
+    return (y * _phi(y)).astype(x.dtype), (x, mean, inverse, scale, bias)
+
+
+def _layer_norm_gelu_backward(saved: Saved, g: jax.Array) -> tuple[jax.Array | None, ...]:
+    x, mean, inverse, scale, bias = saved
+    y = _affine((x.astype(jnp.float32) - mean) * inverse, scale, bias)
+    return _layer_norm_backward(saved, g.astype(jnp.float32) * _gelu_slope(y))
+
+
+layer_norm_gelu.defvjp(_layer_norm_gelu, _layer_norm_gelu_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def add_layer_norm(
+    residual: jax.Array,
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    seeds: jax.Array | None,
+    rate: float,
+) -> jax.Array:
+    """LayerNorm of residual + dropout(x), both [B, ..., D]; seeds as in `dropout`."""
+    return _add_layer_norm(residual, x, scale, bias, seeds, rate)[0]
+
+
+def _add_layer_norm(
+    residual: jax.Array,
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    seeds: jax.Array | None,
+    rate: float,
+) -> tuple[jax.Array, Saved]:
+    output, saved = _layer_norm(residual + drop(x, seeds, rate), scale, bias)
+    return output, (saved, seeds)
+
+
+def _add_layer_norm_backward(
+    rate: float, saved: Saved, g: jax.Array
+) -> tuple[jax.Array | None, ...]:
+    norm_saved, seeds = saved
+    gradient, *others = _layer_norm_backward(norm_saved, g)
+    return gradient, drop(gradient, seeds, rate), *others, None
+
+
+add_layer_norm.defvjp(_add_layer_norm, _add_layer_norm_backward)
 
 
 def instance_norm(x: jax.Array, frame_mask: jax.Array | None = None) -> jax.Array:
@@ -42,14 +171,3 @@ def uniform_init(bound: float) -> nn.initializers.Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
-
-
-def layer_norm(dtype: Any, name: str | None = None, affine: bool = True) -> nn.LayerNorm:
-    return nn.LayerNorm(
-        epsilon=EPSILON,
-        dtype=dtype,
-        use_bias=affine,
-        use_scale=affine,
-        use_fast_variance=False,
-        name=name,
-    )

@@ -6,6 +6,7 @@ Source: SpidR section 3; spec section 3.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import optax
 
 from spidr_jax import codebook, loss, masking, model, optim, teacher
 from spidr_jax.codebook import CodebookState
+from spidr_jax.dropout import Noise
 from spidr_jax.masking import MaskingConfig
 from spidr_jax.model_config import ModelConfig, num_frames
 from spidr_jax.ops import instance_norm
@@ -46,6 +48,16 @@ class StepConfig:
     codebook_decay: float = 0.9
     freeze_step: int = 200_000
     dtype: Any = jnp.bfloat16
+    accumulate: int = 1  # parts of a batch that go through the model one after the other
+    remat: bool = False  # compute a layer's inside again in the backward pass, to save memory
+
+
+class _Sums(NamedTuple):
+    """Over masked frames: what the metrics and the codebooks' update are made of."""
+
+    loss: jax.Array  # [K]
+    predictions: jax.Array  # [K, V], summed probabilities
+    assigned: CodebookState  # sums and counts of targets
 
 
 def init_state(config: StepConfig, key: jax.Array) -> TrainState:
@@ -89,14 +101,21 @@ def make_train_step(
     optimizer = optim.make_optimizer(config.optimizer)
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        mask_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        mask_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
         trained, rest = optim.split(state.params, config.model, frozen)
+        batch, masked_frames = _mask(config, batch, mask_key)
+        noise = model.draw_noise(config.model, noise_key, len(batch["mask"]))
 
-        def loss_fn(trained: model.Params) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        def loss_fn(trained: model.Params, rows: Batch) -> tuple[jax.Array, _Sums]:
             params = optim.merge(trained, rest)
-            return _forward(config, params, state, batch, mask_key, dropout_key)
+            sums = _forward(config, params, state, rows, noise._replace(seeds=rows["seeds"]))
+            return sums.loss.mean() / masked_frames, sums
 
-        (value, (codebooks, metrics)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        grad_fn = partial(jax.value_and_grad(loss_fn, has_aux=True), trained)
+        rows = batch | {"seeds": noise.seeds}
+        (value, sums), gradient = _accumulate(grad_fn, rows, config.accumulate)
+        codebooks = codebook.update(state.codebooks, sums.assigned, config.codebook_decay)
+        metrics = _metrics(sums, masked_frames)
         rate = optim.learning_rate(config.optimizer, state.step)
         updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
         trained = jax.tree.map(lambda p, u: p - rate * u, trained, updates)
@@ -128,28 +147,48 @@ def make_eval_step(config: StepConfig) -> Callable[[TrainState, Batch, jax.Array
     """
 
     def eval_step(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
-        return _forward(config, state.params, state, batch, key, None)[1][1]
+        batch, masked_frames = _mask(config, batch, key)
+        return _metrics(_forward(config, state.params, state, batch, None), masked_frames)
 
     return eval_step
 
 
+def _mask(config: StepConfig, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
+    """The batch with its `mask`, given or drawn, and the number of masked frames."""
+    layers = config.model.extractor_conv_layer_config
+    rows, samples = batch["waveforms"].shape
+    lengths = num_frames(batch.get("lengths", jnp.full(rows, samples)), layers)
+    frames = num_frames(samples, layers)
+    mask = batch.get("mask")
+    if mask is None:
+        mask = masking.sample_spans(key, frames, lengths, config.masking)
+    mask = mask & (jnp.arange(frames) < lengths[:, None])
+    return batch | {"mask": mask}, mask.sum().astype(jnp.float32)
+
+
+def _accumulate(function: Callable[[Batch], Any], batch: Batch, parts: int) -> Any:
+    """The sum of a function over parts of a batch; each part has every parts-th of the rows."""
+    if parts == 1:
+        return function(batch)
+    split = {k: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for k, x in batch.items()}
+    part = jax.tree.map(lambda x: x[0], split)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, part))
+
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    return jax.lax.scan(add, zeros, split)[0]
+
+
 def _forward(
-    config: StepConfig,
-    params: model.Params,
-    state: TrainState,
-    batch: Batch,
-    mask_key: jax.Array,
-    dropout_key: jax.Array | None,
-) -> tuple[jax.Array, tuple[CodebookState, Metrics]]:
-    """The loss, the codebooks after it, and the metrics."""
-    nets = model.build(config.model, config.dtype)
-    feats_key, student_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-    waveforms, lengths = _standardise(batch), batch.get("lengths")
-    feats, frame_mask = model.extract(nets, params, waveforms, lengths)  # [B, T, D]
-    mask = batch["mask"] if "mask" in batch else _draw_mask(config, mask_key, waveforms, lengths)
-    mask = mask if frame_mask is None else mask & frame_mask
-    x = model.mask_feats(nets, params, feats, mask, feats_key)
-    outputs = model.encode(nets, params["student"], x, frame_mask, student_key)
+    config: StepConfig, params: model.Params, state: TrainState, rows: Batch, noise: Noise | None
+) -> _Sums:
+    """Student, teacher and assignment for some rows."""
+    nets = model.build(config.model, config.dtype, config.remat)
+    waveforms, mask = _standardise(rows), rows["mask"]
+    feats, frame_mask = model.extract(nets, params, waveforms, rows.get("lengths"))  # [B, T, D]
+    x = model.mask_feats(nets, params, feats, mask, noise)
+    outputs = model.encode(nets, params["student"], x, frame_mask, noise)
     logits = model.predict(nets, params, *outputs)  # [K, B, T, V]
     log_probs = _frames(jax.nn.log_softmax(logits))  # [K, N, V]
 
@@ -157,19 +196,24 @@ def _forward(
     codes = codebook.assign(state.codebooks, targets)  # [K, N]
     counted = mask.reshape(-1, 1).astype(jnp.float32)  # [N, 1]
     assignments = jax.nn.one_hot(codes, config.model.codebook_size) * counted  # [K, N, V]
-    codebooks = codebook.update(state.codebooks, targets, assignments, config.codebook_decay)
+    return _Sums(
+        loss.masked_cross_entropy(log_probs, assignments),
+        (jnp.exp(log_probs) * counted).sum(axis=1),
+        codebook.totals(targets, assignments),
+    )
 
-    losses = loss.masked_cross_entropy(log_probs, assignments)
-    usage = assignments.sum(axis=1)  # [K, V]
+
+def _metrics(sums: _Sums, masked_frames: jax.Array) -> Metrics:
+    usage = jnp.asarray(sums.assigned.counts)  # [K, V]
     metrics = {
-        "loss": losses,
-        "target_ppl": loss.perplexity(usage / counted.sum()),
-        "pred_ppl": loss.perplexity((jnp.exp(log_probs) * counted).sum(axis=1) / counted.sum()),
+        "loss": sums.loss / masked_frames,
+        "target_ppl": loss.perplexity(usage / masked_frames),
+        "pred_ppl": loss.perplexity(sums.predictions / masked_frames),
         "active_codes": (usage > 0).sum(axis=1).astype(jnp.float32),
     }
     per_codebook = {f"{name}_per_codebook": values for name, values in metrics.items()}
     means = {name: values.mean() for name, values in metrics.items()}
-    return means["loss"], (codebooks, per_codebook | means | {"masked_frames": counted.sum()})
+    return per_codebook | means | {"masked_frames": masked_frames}
 
 
 def _targets(
@@ -194,13 +238,3 @@ def _standardise(batch: Batch) -> jax.Array:
     if "mean" not in batch:
         return waveforms
     return (waveforms - batch["mean"][:, None]) * batch["inv_std"][:, None]
-
-
-def _draw_mask(
-    config: StepConfig, key: jax.Array, waveforms: jax.Array, lengths: jax.Array | None
-) -> jax.Array:
-    layers = config.model.extractor_conv_layer_config
-    if lengths is None:
-        lengths = jnp.full(waveforms.shape[0], waveforms.shape[1])
-    frames = num_frames(waveforms.shape[1], layers)
-    return masking.sample_spans(key, frames, num_frames(lengths, layers), config.masking)

@@ -42,7 +42,9 @@ def test_used_codes_decay_towards_their_frames_and_unused_ones_stay() -> None:
     targets = jnp.array([[[10.0, 20.0], [30.0, 40.0], [7.0, 7.0], [99.0, 99.0]]])
     # two frames of code 0, one of code 2, and one that does not count
     assignments = jnp.array([[[1.0, 0, 0], [1.0, 0, 0], [0, 0, 1.0], [0, 0, 0]]])
-    sums, counts = codebook.update(state, targets, assignments, 0.9)
+    totals = codebook.totals(targets, assignments)
+    np.testing.assert_allclose(totals.sums[0], [[40.0, 60.0], [0, 0], [7.0, 7.0]])
+    sums, counts = codebook.update(state, totals, 0.9)
     np.testing.assert_allclose(sums[0], [[4.9, 7.8], [3.0, 4.0], [5.2, 6.1]], rtol=1e-6)
     np.testing.assert_allclose(counts[0], [1.1, 1.0, 1.0], rtol=1e-6)
 
@@ -50,6 +52,8 @@ def test_used_codes_decay_towards_their_frames_and_unused_ones_stay() -> None:
 def test_a_decay_of_one_or_more_means_no_update() -> None:
     state = codebook.init(jax.random.key(0), 1, 3, 2)
     for decay in (1.0, 1.5):
-        updated = codebook.update(state, jnp.ones((1, 4, 2)), jnp.ones((1, 4, 3)), decay)
+        updated = codebook.update(
+            state, CodebookState(jnp.ones((1, 3, 2)), jnp.ones((1, 3))), decay
+        )
         np.testing.assert_array_equal(updated.sums, state.sums)
         np.testing.assert_array_equal(updated.counts, state.counts)

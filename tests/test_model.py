@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spidr_jax import model
+from spidr_jax.dropout import Noise
 from spidr_jax.model_config import CONV_LAYERS, ModelConfig, num_frames
 
 FIELDS: dict[str, Any] = {
@@ -104,13 +105,17 @@ def test_an_utterance_gives_padded_what_it_gives_alone(changes: dict[str, Any]) 
         np.testing.assert_allclose(padded[1, :frames], alone[0], rtol=1e-4, atol=1e-5)
 
 
+def draw_noise(config: ModelConfig, key: jax.Array | None, rows: int) -> Noise | None:
+    return None if key is None else model.draw_noise(config, key, rows)
+
+
 def test_dropout_acts_with_a_key_and_only_then() -> None:
     config = ModelConfig(**FIELDS)
     nets, params, feats = model.build(config), draw_params(config), noise(1, 9, 16)
 
     @jax.jit
     def run(key: jax.Array | None) -> jax.Array:
-        return model.encode(nets, params["student"], feats, dropout_key=key)[0]
+        return model.encode(nets, params["student"], feats, noise=draw_noise(config, key, 1))[0]
 
     with_key, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(with_key, again)
@@ -125,7 +130,11 @@ def test_each_dropout_rate_acts_on_the_encoder(rate: str) -> None:
     rates = ("encoder_dropout", "encoder_attention_dropout", "encoder_ff_interm_dropout")
     config = ModelConfig(**FIELDS | dict.fromkeys(rates, 0.0) | {rate: 0.5})
     nets, params, feats = model.build(config), draw_params(config), noise(1, 9, 16)
-    encode = jax.jit(lambda key: model.encode(nets, params["student"], feats, dropout_key=key)[0])
+    encode = jax.jit(
+        lambda key: model.encode(nets, params["student"], feats, noise=draw_noise(config, key, 1))[
+            0
+        ]
+    )
     assert jnp.abs(encode(jax.random.key(0)) - encode(None)).max() > 0.01
 
 
@@ -133,7 +142,7 @@ def test_projection_dropout_acts_on_what_the_student_reads_before_the_mask() -> 
     config = ModelConfig(**FIELDS | {"encoder_projection_dropout": 0.5})
     nets, params, feats = model.build(config), draw_params(config), noise(3, 50, 16)
     mask = jnp.arange(50) % 2 == jnp.arange(3)[:, None] % 2
-    dropped = model.mask_feats(nets, params, feats, mask, jax.random.key(0))
+    dropped = model.mask_feats(nets, params, feats, mask, draw_noise(config, jax.random.key(0), 3))
     embedding = np.broadcast_to(params["mask_embedding"], (int(mask.sum()), 16))
     np.testing.assert_array_equal(dropped[mask], embedding)
     zero = np.asarray(dropped[~mask] == 0)
@@ -151,7 +160,8 @@ def test_layer_drop_skips_a_layer_at_its_rate_but_returns_its_output() -> None:
     @jax.jit
     @jax.vmap
     def run(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        final, outputs = model.encode(nets, params["student"], feats, dropout_key=key)
+        noise = draw_noise(config, key, 1)
+        final, outputs = model.encode(nets, params["student"], feats, noise=noise)
         return final, jnp.stack(outputs)
 
     finals, outputs = map(np.asarray, run(jax.random.split(jax.random.key(0), 2_000)))

@@ -1,0 +1,108 @@
+"""Attention over whole utterances, with dropout: softmax(q k / sqrt(d)) v.
+
+B batch, T frames, H heads, d width of a head.
+"""
+
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from spidr_jax.dropout import drop
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    frame_mask: jax.Array | None,
+    seeds: jax.Array | None,
+    rate: float,
+) -> jax.Array:
+    """Attend from every frame to the valid ones.
+
+    Without dropout this is cuDNN's flash attention, where that runs.
+
+    Args:
+        q: [B, T, H, d]; k and v alike.
+        frame_mask: bool [B, T], true at an utterance's valid frames, which come first; None if
+            all are.
+        seeds: uint32 [B, 2] of the dropout of the weights; None for no dropout.
+        rate: of that dropout.
+
+    Returns:
+        [B, T, H, d]; the softmax is float32.
+    """
+    if (seeds is None or rate == 0) and flash_runs(q.shape[1:], q.dtype):
+        return _flash(q, k, v, frame_mask)
+    return _attention(q, k, v, frame_mask, seeds, rate)
+
+
+def _flash(q: jax.Array, k: jax.Array, v: jax.Array, frame_mask: jax.Array | None) -> jax.Array:
+    lengths = None if frame_mask is None else frame_mask.sum(axis=1, dtype=jnp.int32)
+    return jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+
+
+@cache
+def flash_runs(shape: tuple[int, int, int], dtype: Any) -> bool:
+    """Whether cuDNN attends, forward and backward, on this machine at a shape (T, H, d)."""
+    if jax.default_backend() != "gpu" or dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    x = jax.ShapeDtypeStruct((1, *shape), dtype)
+    mask = jax.ShapeDtypeStruct((1, shape[0]), jnp.bool)
+    try:
+        for frame_mask in (None, mask):
+            total = lambda q, k, v, m: _flash(q, k, v, m).astype(jnp.float32).sum()  # noqa: E731
+            jax.jit(jax.grad(total, (0, 1, 2))).lower(x, x, x, frame_mask).compile()
+    except Exception as error:  # whatever it lacks: version, shape, device
+        print(f"attention without cuDNN: {str(error).splitlines()[0]}", flush=True)
+        return False
+    return True
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    frame_mask: jax.Array | None,
+    seeds: jax.Array | None,
+    rate: float,
+) -> jax.Array:
+    return _forward(q, k, v, frame_mask, seeds, rate)[0]
+
+
+def _forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    frame_mask: jax.Array | None,
+    seeds: jax.Array | None,
+    rate: float,
+) -> tuple[jax.Array, Any]:
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    scores *= q.shape[-1] ** -0.5  # [B, H, T, T]
+    if frame_mask is not None:
+        scores = jnp.where(frame_mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores).astype(v.dtype)
+    output = jnp.einsum("bhqk,bkhd->bqhd", drop(weights, seeds, rate), v)
+    return output, (q, k, v, weights, output, seeds)
+
+
+def _backward(rate: float, saved: Any, g: jax.Array) -> tuple[jax.Array | None, ...]:
+    """As in flash attention, the softmax's row sums come from the output, not from [T, T]."""
+    q, k, v, weights, output, seeds = saved
+    v_gradient = jnp.einsum("bhqk,bqhd->bkhd", drop(weights, seeds, rate), g)
+    sums = jnp.einsum("bqhd,bqhd->bhq", g, output, preferred_element_type=jnp.float32)
+    dropped = jnp.einsum("bqhd,bkhd->bhqk", g, v, preferred_element_type=jnp.float32)
+    slopes = weights * (drop(dropped, seeds, rate) - sums[..., None])
+    slopes = (slopes * q.shape[-1] ** -0.5).astype(q.dtype)
+    q_gradient = jnp.einsum("bhqk,bkhd->bqhd", slopes, k)
+    k_gradient = jnp.einsum("bhqk,bqhd->bkhd", slopes, q)
+    return q_gradient, k_gradient, v_gradient, None, None
+
+
+_attention.defvjp(_forward, _backward)

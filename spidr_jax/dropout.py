@@ -1,0 +1,72 @@
+"""Dropout whose masks are hashed from where an element is, so that none is stored.
+
+A mask depends on its row's seeds and the place in the row alone: it is the same on any number of
+devices, and in the backward pass it is computed anew. B rows, L layers.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Noise(NamedTuple):
+    """All that is random in one pass through the encoder."""
+
+    seeds: jax.Array  # uint32 [B, places, 2]: of a row at each place that drops
+    kept: jax.Array  # bool [L]: the layers that layer drop keeps
+
+
+def draw_noise(key: jax.Array, rows: int, places: int, num_layers: int, layer_drop: float) -> Noise:
+    """Draw a step's noise; a layer is dropped for all rows together."""
+    seeds_key, layers_key = jax.random.split(key)
+    return Noise(
+        jax.random.bits(seeds_key, (rows, places, 2), jnp.uint32),
+        jax.random.uniform(layers_key, (num_layers,)) > layer_drop,
+    )
+
+
+def keep(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+    """Which elements stay: each with probability 1 - rate, independently.
+
+    Args:
+        seeds: uint32 [B, 2].
+        shape: (B, ...), of at most 2^32 elements a row.
+        rate: to drop, 0 to below 1.
+
+    Returns:
+        bool of that shape. The hash's shifts and factors are those of "lowbias32" (C. Wellons,
+        hash-prospector), with the second seed added half-way, or rows whose first seeds lie
+        close together would share parts of their masks.
+    """
+    index = jnp.zeros((1, *shape[1:]), jnp.uint32)
+    for axis in range(1, len(shape)):
+        stride = math.prod(shape[axis + 1 :])
+        index += lax.broadcasted_iota(jnp.uint32, index.shape, axis) * jnp.uint32(stride)
+    first, second = (seeds[:, i].reshape(-1, *[1] * (len(shape) - 1)) for i in range(2))
+    x = index + first
+    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD) + second
+    x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
+    return (x ^ (x >> 15)) >= jnp.uint32(round(rate * 2**32))
+
+
+def drop(x: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
+    """Zero what `keep` does not keep and scale the rest by 1 / (1 - rate); None: change nothing."""
+    if seeds is None or rate == 0:
+        return x
+    return jnp.where(keep(seeds, x.shape, rate), x / (1 - rate), 0).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dropout(x: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
+    """`drop`, which in the backward pass does not read a mask but computes it."""
+    return drop(x, seeds, rate)
+
+
+dropout.defvjp(
+    lambda x, seeds, rate: (drop(x, seeds, rate), seeds),
+    lambda rate, seeds, g: (drop(g, seeds, rate), None),
+)
