@@ -32,6 +32,7 @@ FREE = (  # may change on resume; what the data are, the plan's fingerprint know
     "init_from",
     "resume_step",
     "allow_changes",
+    "corpus",
     "data.manifest",
     "data.sources",
     "data.embedded_corpus",

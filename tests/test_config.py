@@ -92,13 +92,27 @@ def test_base_is_the_published_recipe_of_the_dataclasses() -> None:
     assert config_lib.step_config(load("base")) == expected
 
 
-def test_dinosr_differs_where_the_paper_says() -> None:
-    saved = [config_lib.to_dict(load(name)) for name in ("base", "dinosr")]
+@pytest.mark.parametrize(("spidr", "dinosr"), [("base", "dinosr"), ("bench", "bench_dinosr")])
+def test_dinosr_differs_where_the_paper_says(spidr: str, dinosr: str) -> None:
+    saved = [config_lib.to_dict(load(name)) for name in (spidr, dinosr)]
     assert [line.split()[0] for line in config_lib.changes(*saved)] == [
         "config.model.encoder_layer_drop",
         "config.model.model_type",
         "config.teacher.schedule",
     ]
+
+
+def test_the_bench_recipes_find_all_their_files_in_the_corpus(tmp_path: Path) -> None:
+    tiny.write_corpus(tmp_path / "train", utterances=1)
+    for name in ("bench", "bench_dinosr"):
+        config = load(name)
+        config.corpus = str(tmp_path)
+        config_lib.validate(config)
+        sets = [entry.split(":") for entry in config.evaluation.split(",")]
+        assert sets == [
+            [name, f"{tmp_path}/dev-{name}/manifest.csv", f"{tmp_path}/dev-{name}/alignment.txt"]
+            for name in ("seen", "unseen")
+        ]
 
 
 def test_changes_name_fields_and_leave_out_the_free_ones() -> None:
