@@ -3,7 +3,7 @@
   python -m spidr_jax.main --config=configs/bench_dinosr.py --config.corpus=bench
 
 In so few steps the two teachers' schedules are almost the same: what differs is that one output of
-the student feeds all heads, and that layers are dropped.
+the student @@
 """
 
 import runpy
