@@ -106,6 +106,10 @@ def get_config() -> ConfigDict:
     config.sharding = ConfigDict()
     config.sharding.fsdp = False  # split the state over the devices: less memory, more traffic
 
+    config.memory = ConfigDict()  # what saves memory for time, with equal results
+    config.memory.accumulate = 1  # parts of a batch, one after the other; less rows at a time
+    config.memory.remat = False  # compute layers again in the backward pass
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 2_500
     config.checkpoint.keep = 3

@@ -29,6 +29,7 @@ FREE = (  # may change on resume; what the data are, the plan's fingerprint know
     "wandb",
     "checkpoint",
     "sharding",
+    "memory",
     "init_from",
     "resume_step",
     "allow_changes",
@@ -65,6 +66,7 @@ def validate(config: ConfigDict) -> None:
         "data.planned_devices": 1,
         "data.num_threads": 1,
         "data.min_samples": 0,
+        "memory.accumulate": 1,
     }
     if config.resume_step is not None:
         least["resume_step"] = 0
@@ -112,6 +114,8 @@ def step_config(config: ConfigDict) -> StepConfig:
         codebook_decay=config.codebook.decay,
         freeze_step=config.freeze_step,
         dtype=PRECISIONS[config.precision],
+        accumulate=config.memory.accumulate,
+        remat=config.memory.remat,
     )
 
 

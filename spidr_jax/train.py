@@ -59,11 +59,13 @@ def open_run(config: ConfigDict) -> Run:
     for source in sources:
         pipeline.probe(source)
     mesh = sharding.make_mesh()
+    parts = mesh.size * config.memory.accumulate
     for rung, rows in plan.rows.items():
-        if rows % mesh.size:
+        if rows % parts:
             raise ValueError(
                 f"config.data.planned_devices = {config.data.planned_devices}: its {rows} rows of "
-                f"{rung} samples do not divide among {mesh.size} devices; allowed is a multiple"
+                f"{rung} samples do not divide among {mesh.size} devices x memory.accumulate = "
+                f"{config.memory.accumulate}; allowed is a multiple"
             )
     evaluations = evaluate.open_sets(config.evaluation)
     step_config = config_lib.step_config(config)

@@ -395,3 +395,26 @@ def test_a_state_that_starts_frozen_has_no_moments_for_extractor_and_projection(
     made = jax.eval_shape(lambda key: train_step.init_state(config, key), jax.random.key(0))
     for name in optim.FROZEN_MODULES:
         assert not jax.tree.leaves(made.opt_state[1].mu[name])
+
+
+@pytest.mark.parametrize("saving", [{"accumulate": 2}, {"remat": True}], ids=str)
+def test_what_saves_memory_changes_no_result(saving: dict[str, Any]) -> None:
+    """With every kind of dropout, padding and both mask groups of the batch."""
+    model = dataclasses.replace(
+        CONFIG.model, encoder_projection_dropout=0.1, encoder_layer_drop=0.3
+    )
+    config = dataclasses.replace(CONFIG, model=model)
+    batch = make_batch()
+    rows, samples = batch["waveforms"].shape
+    batch["lengths"] = jnp.linspace(samples // 2, samples, rows).astype(jnp.int32)
+    state = jax.jit(train_step.init_state, static_argnums=0)(config, jax.random.key(0))
+    (whole, expected), (saved, found) = (
+        compiled(each)(state, batch, KEY)
+        for each in (config, dataclasses.replace(config, **saving))
+    )
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-6, err_msg=name)
+    leaves = jax.tree_util.tree_leaves_with_path(whole)
+    for (path, a), b in zip(leaves, jax.tree.leaves(saved), strict=True):
+        error = np.linalg.norm(np.asarray(b, np.float64) - a)
+        assert error <= 1e-5 * np.linalg.norm(np.asarray(a, np.float64)), path
