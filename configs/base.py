@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.evaluation = ""  # name:manifest:alignment,... for unit quality at start and end
     config.validation = ""  # name:manifest,... to measure the loss and its company on
     config.validation_every = 2_500  # steps; at the start and at the end too
+    config.compilation_cache = "~/.cache/spidr_jax/xla"  # folder of compiled programs; empty: none
     config.tensorboard = False  # event files in workdir/tensorboard
     config.wandb = ""  # Weights & Biases project
 

@@ -25,6 +25,7 @@ FREE = (  # may change on resume; what the data are, the plan's fingerprint know
     "evaluation",
     "validation",
     "validation_every",
+    "compilation_cache",
     "tensorboard",
     "wandb",
     "checkpoint",

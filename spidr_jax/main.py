@@ -10,8 +10,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from spidr_jax import compilation, processes, train, watchdog
 from spidr_jax import config as config_lib
-from spidr_jax import processes, train, watchdog
 from spidr_jax.data.pipeline import BadDataError
 from spidr_jax.data.toy import make_corpus
 from spidr_jax.health import NotFiniteError
@@ -72,8 +72,7 @@ def run(config: ConfigDict) -> int:
     with one_line_errors(ValueError, OSError, ImportError):
         if config.precision == "float32":
             jax.config.update("jax_default_matmul_precision", "float32")
-        # or a compilation cache never knows a program for several devices again: grouped_conv.py
-        jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
+        compilation.use_cache(config.compilation_cache)
         opened = train.open_run(config)
         state = train.build_state(opened)
     with one_line_errors(OSError, BadDataError, NotFiniteError):

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 from spidr_jax import config as config_lib
 from spidr_jax import evaluate, extract, phases, processes, progress, resume, sharding, watchdog
 from spidr_jax.checkpoint import Checkpoints
+from spidr_jax.compilation import FREEZE_AHEAD, Programs, shapes_needed
 from spidr_jax.data import pipeline
 from spidr_jax.data.plan import Plan, make_plan
 from spidr_jax.data.sources import Rows, Source, open_sources
@@ -182,10 +182,14 @@ def train(run: Run, state: TrainState) -> int:
 def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainState:
     config, freeze_step = run.config, run.step_config.freeze_step
     start = int(state.step)
-    key = jax.random.split(jax.random.key(config.seed))[1]
-    step_fn, compiled = compile_step(run, start >= freeze_step), set[tuple[int, ...]]()
+    draw_key = jax.jit(
+        lambda: jax.random.split(jax.random.key(config.seed))[1],
+        out_shardings=sharding.replicated(run.mesh),
+    )
+    key = draw_key()
+    programs = Programs(run.step_config, run.mesh, config.sharding.fsdp)
     skipped = SkippedUpdates(int(state.skipped), config.max_skipped, partial(_describe_batch, run))
-    with _open_batches(run, start) as batches:
+    with programs, _open_batches(run, start) as batches:
         for step in range(start + 1, config.steps + 1):
             watchdog.beat(f"step {step}")
             try:
@@ -195,17 +199,17 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
                     log.flush()
                     _save(run, state, step - 1)
                 raise
-            if (shape := batch["waveforms"].shape) not in compiled:
+            shape, frozen = batch["waveforms"].shape, step > freeze_step
+            if not programs.ready(shape, frozen):
                 watchdog.beat(f"compilation of step {step}", watchdog.SLOW_SECONDS)
-                compiled.add(shape)
-            state, values = step_fn(state, batch, key)
+            state, values = programs.get(shape, frozen)(state, batch, key)
+            _prepare(run, programs, start, step)
             log.count(batch["waveforms"].size, batches.data_wait)
             with stop.because_of(NotFiniteError, pipeline.BadDataError):
                 skipped.add(step, values["skipped"])
                 batches.bad.check()
             if step == freeze_step:
                 state = phases.freeze(run.step_config, state)
-                step_fn, compiled = compile_step(run, frozen=True), set()
             ends = step == config.steps
             if step % config.log_every == 0 or step == 1 or ends:
                 log.add(step, values | {"bad_rows": sum(processes.gather(batches.bad.bad_rows))})
@@ -239,9 +243,15 @@ def _open_batches(run: Run, start: int) -> pipeline.Batches:
     )
 
 
-def compile_step(run: Run, frozen: bool) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """The jitted training step of a phase."""
-    return phases.jit_step(run.step_config, run.mesh, run.config.sharding.fsdp, frozen)
+def _prepare(run: Run, programs: Programs, start: int, step: int) -> None:
+    """Have compiled in the background what later steps need, when `step` has been dispatched."""
+    freeze_step, steps = run.step_config.freeze_step, run.config.steps
+    if step == start + 1:
+        frozen = step > freeze_step
+        shapes = shapes_needed(run.plan, step, steps if frozen else min(freeze_step, steps))
+        programs.prepare(shapes, frozen)
+    if step == max(start + 1, freeze_step - FREEZE_AHEAD) and step <= freeze_step < steps:
+        programs.prepare(shapes_needed(run.plan, freeze_step, steps), frozen=True)
 
 
 def _save(run: Run, state: TrainState, step: int, measured: dict[str, float] | None = None) -> None:

@@ -283,15 +283,15 @@ def test_an_error_in_one_process_ends_the_others(manifest: Path, tmp_path: Path)
 STUCK = """
 import runpy
 import time
-from spidr_jax import train
+from spidr_jax.compilation import Programs
 
-compile_step = train.compile_step
+get = Programs.get
 
-def stuck(run, frozen):
-    step = compile_step(run, frozen)
+def stuck(programs, shape, frozen):
+    step = get(programs, shape, frozen)
     return lambda state, *rest: step(state, *rest) if int(state.step) < 2 else time.sleep(1000)
 
-train.compile_step = stuck
+Programs.get = stuck
 runpy.run_module("spidr_jax.main", run_name="__main__", alter_sys=True)
 """
 
