@@ -150,14 +150,39 @@ def _forward(
     mask = mask if frame_mask is None else mask & frame_mask
     x = model.mask_feats(nets, params, feats, mask, feats_key)
     outputs = model.encode(nets, params["student"], x, frame_mask, student_key)
+    _, taught = model.encode(nets, state.teacher, jax.lax.stop_gradient(feats), frame_mask)
+    return compare(config, params, state.codebooks, outputs, taught, mask, frame_mask)
+
+
+def compare(
+    config: StepConfig,
+    params: model.Params,
+    codebooks: CodebookState,
+    outputs: tuple[jax.Array, list[jax.Array]],
+    taught: list[jax.Array],
+    mask: jax.Array,
+    frame_mask: jax.Array | None = None,
+) -> tuple[jax.Array, tuple[CodebookState, Metrics]]:
+    """From what the two encoders give to the loss, the codebooks after it, and the metrics.
+
+    Args:
+        config: what to compute.
+        params: the student side's, of which this uses the heads.
+        codebooks: before the step.
+        outputs: from `model.encode` for the student.
+        taught: each layer's representation [B, T, D] for the teacher.
+        mask: bool [B, T], the frames that count.
+        frame_mask: bool [B, T], true at valid frames; None if all are.
+    """
+    nets = model.build(config.model, config.dtype)
     logits = model.predict(nets, params, *outputs)  # [K, B, T, V]
     log_probs = _frames(jax.nn.log_softmax(logits))  # [K, N, V]
 
-    targets = jax.lax.stop_gradient(_targets(nets, state.teacher, feats, frame_mask))  # [K, N, D]
-    codes = codebook.assign(state.codebooks, targets)  # [K, N]
+    targets = _targets(taught[-config.model.num_codebooks :], frame_mask)  # [K, N, D]
+    codes = codebook.assign(codebooks, targets)  # [K, N]
     counted = mask.reshape(-1, 1).astype(jnp.float32)  # [N, 1]
     assignments = jax.nn.one_hot(codes, config.model.codebook_size) * counted  # [K, N, V]
-    codebooks = codebook.update(state.codebooks, targets, assignments, config.codebook_decay)
+    codebooks = codebook.update(codebooks, targets, assignments, config.codebook_decay)
 
     losses = loss.masked_cross_entropy(log_probs, assignments)
     usage = assignments.sum(axis=1)  # [K, V]
@@ -172,16 +197,9 @@ def _forward(
     return means["loss"], (codebooks, per_codebook | means | {"masked_frames": counted.sum()})
 
 
-def _targets(
-    nets: model.Networks,
-    teacher_params: model.Params,
-    feats: jax.Array,
-    frame_mask: jax.Array | None,
-) -> jax.Array:
-    """The teacher's standardised layer outputs for the K codebooks, float32 [K, N, D]."""
-    _, outputs = model.encode(nets, teacher_params, feats, frame_mask)
-    num_codebooks = nets.heads.num_codebooks
-    return _frames(jnp.stack([instance_norm(r, frame_mask) for r in outputs[-num_codebooks:]]))
+def _targets(taught: list[jax.Array], frame_mask: jax.Array | None) -> jax.Array:
+    """The teacher's layer outputs for the K codebooks, standardised, float32 [K, N, D]."""
+    return _frames(jnp.stack([instance_norm(r, frame_mask) for r in taught]))
 
 
 def _frames(x: jax.Array) -> jax.Array:
