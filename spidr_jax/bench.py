@@ -176,7 +176,6 @@ def _run_step(args: argparse.Namespace) -> None:
         parts=args.parts,
         profile=args.profile,
     )
-    print(bench_step.report(found))
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(found, file, indent=2)

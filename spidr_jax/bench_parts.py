@@ -158,7 +158,7 @@ def _parts(setup: Setup, frozen: bool, batch: dict[str, jax.Array]) -> Iterator[
     yield _optimizer_part(setup, state, frozen)
     yield Part(
         "teacher update",
-        lambda old, new: teacher.update(old, new, 1e-3, config.teacher.exclude_layers),
+        lambda old, new: teacher.update(old, new, jnp.float32(1e-3), config.teacher.exclude_layers),
         state.teacher,
         student,
         replaces=True,

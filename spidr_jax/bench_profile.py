@@ -63,8 +63,8 @@ def total_times(events: list[dict[str, Any]], program: str, steps: int) -> list[
         in the background after its call counts until its end.
     """
     sources = dict(_SOURCE.findall(program))
-    times: collections.Counter[tuple[str, str]] = collections.Counter()
-    calls: collections.Counter[tuple[str, str]] = collections.Counter()
+    times: dict[tuple[str, str], float] = collections.defaultdict(float)
+    calls: dict[tuple[str, str], int] = collections.defaultdict(int)
     operations = _operations(events)
     background = _background_times(events, operations)
     for event, own in _own_times(operations):
@@ -81,7 +81,7 @@ def total_times(events: list[dict[str, Any]], program: str, steps: int) -> list[
             "calls": calls[key] / steps,
             "share": time / whole,
         }
-        for key, time in times.most_common()
+        for key, time in sorted(times.items(), key=lambda item: -item[1])
     ]
 
 
@@ -125,7 +125,7 @@ def _background_times(
     """What passes between the return of an operation's call, by id, and its "end: NAME" event."""
     ends = collections.defaultdict(list)
     for event in sorted(events, key=lambda event: -event.get("ts", 0)):
-        if event["name"].startswith("end: "):
+        if event.get("name", "").startswith("end: "):
             ends[event["name"].removeprefix("end: ")].append(event["ts"])
     found = {}
     for event in sorted(operations, key=lambda event: event["ts"]):

@@ -6,7 +6,7 @@ The step is the one that training runs, with its state donated, on noise that li
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,6 +75,7 @@ def bench_step(
     reference: bool = False,
     parts: bool = False,
     profile: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measure a step; see the module.
 
@@ -85,10 +86,11 @@ def bench_step(
         reference: also time the PyTorch reference, in turns with ours.
         parts: also time the step's parts.
         profile: a folder for a trace of three more steps, which is also read.
+        say: gets each table, in Markdown, as soon as it is measured.
 
     Returns:
-        What JSON holds: "conditions", "peak_tflops", "tflop" of a step, "contenders" by name,
-        and as asked for "skipped" contenders, "parts", and "profile".
+        What JSON holds: "conditions", "peak_tflops", "tflop" of a step, "contenders", "ratios" and
+        "skipped" by name, and "parts" and "profile" as asked for.
 
     Raises:
         ImportError: the reference is not installed.
@@ -104,8 +106,11 @@ def bench_step(
     peak = measure_peak(setup.step_config.dtype)
     program = compile_step(setup, frozen)
     ours = stepper(program.compiled, program.state, program.batch, program.key)
-    _warm_up(ours)
-    starts, skipped = {OURS: ours}, {}
+    for _ in range(WARM_UP):
+        ours()()
+    starts: dict[str, Start] = {OURS: ours}
+    skipped: dict[str, str] = {}
+    conditions = _conditions(setup, frozen)
     if reference:
         theirs, skipped = bench_reference.make_steps(setup, frozen, program.batch, WARM_UP)
         starts |= theirs
@@ -117,25 +122,24 @@ def bench_step(
         "planned_bytes": program.planned_bytes,
         "peak_bytes": _peak_bytes(),
     }
-    found = {
-        "conditions": _conditions(setup, frozen),
+    if reference:
+        conditions |= bench_reference.conditions()
+    found: dict[str, Any] = {
+        "conditions": conditions,
         "peak_tflops": peak / 1e12,
         "tflop": bench_flops.count_step(*_shape(setup), frozen) / 1e12,
         "contenders": contenders,
+        "ratios": _ratios(times),
+        "skipped": skipped,
     }
-    if reference:
-        found["conditions"] |= bench_reference.conditions()
-        found |= {"skipped": skipped, "ratios": _ratios(times)}
+    say(_table(found))
     if parts:
         found["parts"] = bench_parts.bench_parts(setup, frozen, program.batch, steps, peak)
-    if profile:
+        say("\n" + bench_parts.table(found["parts"]))
+    if profile is not None:
         found["profile"] = bench_profile.profile(ours, program.compiled.as_text(), profile)
+        say("\n" + bench_profile.table(found["profile"]))
     return found
-
-
-def _warm_up(start: Start) -> None:
-    for _ in range(WARM_UP):
-        start()()
 
 
 def _shape(setup: Setup) -> tuple[Any, int, int]:
@@ -189,8 +193,7 @@ def _conditions(setup: Setup, frozen: bool) -> dict[str, Any]:
     }
 
 
-def report(found: dict[str, Any]) -> str:
-    """What was found, as text with tables in Markdown."""
+def _table(found: dict[str, Any]) -> str:
     conditions = found["conditions"]
     whole, peak = found["tflop"], found["peak_tflops"]
     lines = [
@@ -207,15 +210,10 @@ def report(found: dict[str, Any]) -> str:
             f"| {name} | {each['median_ms']:,.2f} | {low:,.2f} .. {high:,.2f} | {each['steps']} "
             f"| {each['audio_per_s']:,.0f} | {each['tflops']:.4g} | {each['share_of_peak']:.1%} |"
         )
-    lines += ["", *_notes(found)]
-    if "parts" in found:
-        lines += ["", bench_parts.table(found["parts"])]
-    if "profile" in found:
-        lines += ["", bench_profile.table(found["profile"])]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_notes(found)])
 
 
-def _notes(found: dict[str, Any]) -> Sequence[str]:
+def _notes(found: dict[str, Any]) -> list[str]:
     ours = found["contenders"][OURS]
     notes = [
         f"compilation: {ours['lower_s']:.1f} s to trace, {ours['compile_s']:.1f} s to compile",
@@ -226,8 +224,8 @@ def _notes(found: dict[str, Any]) -> Sequence[str]:
             else "this backend does not say its peak"
         ),
     ]
-    for name, each in found.get("ratios", {}).items():
+    for name, each in found["ratios"].items():
         extremes = f"{min(each['rounds']):.2f} .. {max(each['rounds']):.2f}"
         notes.append(f"{name} takes {each['ratio']:.2f} times as long (rounds {extremes})")
-    notes += [f"{name}: left out, {why}" for name, why in found.get("skipped", {}).items()]
+    notes += [f"{name}: left out, {why}" for name, why in found["skipped"].items()]
     return notes

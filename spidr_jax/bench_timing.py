@@ -24,7 +24,8 @@ class Spread(NamedTuple):
 
 def spread(seconds: Sequence[float]) -> Spread:
     """The quartiles of some steps' times."""
-    return Spread(*(float(x) for x in np.percentile(seconds, (25, 50, 75))), len(seconds))
+    low, median, high = np.percentile(seconds, (25, 50, 75)).tolist()
+    return Spread(low, median, high, len(seconds))
 
 
 def durations(start: Start, count: int) -> list[float]:
