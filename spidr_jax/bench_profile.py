@@ -13,7 +13,8 @@ import jax
 from spidr_jax.bench_timing import Start
 
 STEPS = 3
-_SOURCE = re.compile(r'^\s*(?:ROOT )?%?(\S+) = .*metadata=\{.*?op_name="([^"]*)"', re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(\S+) = (.*)", re.MULTILINE)
+_SOURCE = re.compile(r'metadata=\{.*?op_name="([^"]*)"')
 _CONTROL = ("while", "conditional", "call")  # whose time is that of the operations they run
 _LINES = ("Stream", "XLA Ops")  # of a GPU's kernels, of a TPU's operations
 
@@ -62,7 +63,7 @@ def total_times(events: list[dict[str, Any]], program: str, steps: int) -> list[
         time of its own, without the operations it calls, and summed over threads. What goes on
         in the background after its call counts until its end.
     """
-    sources = dict(_SOURCE.findall(program))
+    sources = _sources(program)
     times: dict[tuple[str, str], float] = collections.defaultdict(float)
     calls: dict[tuple[str, str], int] = collections.defaultdict(int)
     operations = _operations(events)
@@ -83,6 +84,18 @@ def total_times(events: list[dict[str, Any]], program: str, steps: int) -> list[
         }
         for key, time in sorted(times.items(), key=lambda item: -item[1])
     ]
+
+
+def _sources(program: str) -> dict[str, str]:
+    """Where each operation of a program comes from; what does not say so, from its user."""
+    found: dict[str, str] = {}
+    for name, body in reversed(_INSTRUCTION.findall(program)):
+        if match := _SOURCE.search(body):
+            found[name] = match[1]
+        if source := found.get(name):
+            operands = re.findall(r"%([\w.-]+)", body.partition(", metadata=")[0])
+            found |= dict.fromkeys(operands, source)
+    return found
 
 
 def _operations(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

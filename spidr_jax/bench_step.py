@@ -13,7 +13,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from spidr_jax import bench_flops, bench_parts, bench_profile, bench_setup, phases, sharding
+from spidr_jax import (
+    bench_flops,
+    bench_memory,
+    bench_parts,
+    bench_profile,
+    bench_setup,
+    phases,
+    sharding,
+)
 from spidr_jax.bench_setup import Setup
 from spidr_jax.bench_timing import Spread, Start, measure_peak, spread, stepper, take_turns
 from spidr_jax.data.audio import SAMPLE_RATE
@@ -56,15 +64,7 @@ def compile_step(setup: Setup, frozen: bool) -> Program:
     middle = time.perf_counter()
     compiled = lowered.compile()
     seconds = middle - begin, time.perf_counter() - middle
-    return Program(compiled, state, batch, key, *seconds, planned_bytes(compiled))
-
-
-def planned_bytes(compiled: jax.stages.Compiled) -> int:
-    """Bytes of device memory that a program needs: arguments, results and temporary arrays."""
-    memory = compiled.memory_analysis()
-    assert memory is not None  # CPU and GPU give one
-    whole = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return whole - memory.alias_size_in_bytes  # results that take over an argument's place
+    return Program(compiled, state, batch, key, *seconds, bench_memory.planned_bytes(compiled))
 
 
 def bench_step(
@@ -136,8 +136,8 @@ def bench_step(
     if parts:
         found["parts"] = bench_parts.bench_parts(setup, frozen, program.batch, steps, peak)
         say("\n" + bench_parts.table(found["parts"]))
-    if profile is not None:
-        found["profile"] = bench_profile.profile(ours, program.compiled.as_text(), profile)
+    if profile:
+        found["profile"] = bench_profile.profile(ours, program.compiled.as_text() or "", profile)
         say("\n" + bench_profile.table(found["profile"]))
     return found
 
@@ -183,6 +183,7 @@ def _conditions(setup: Setup, frozen: bool) -> dict[str, Any]:
     return {
         "device": f"{device.platform} ({device.device_kind})",
         "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),  # other programs' noise
         "jax": jax.__version__,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "precision": setup.config.precision,
