@@ -47,13 +47,19 @@ class Cost:
 
 
 def bench_parts(
-    setup: Setup, frozen: bool, batch: dict[str, jax.Array], steps: int, peak: float
+    setup: Setup,
+    frozen: bool,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    steps: int,
+    peak: float,
 ) -> list[dict[str, Any]]:
     """Time the parts of a step.
 
     Args:
         setup: config and shapes.
         frozen: the phase from `freeze_step` on.
+        state: of that phase.
         batch: as the step takes it.
         steps: how often each part is timed.
         peak: the device's, in FLOP per second.
@@ -61,7 +67,7 @@ def bench_parts(
     work = bench_flops.count_parts(setup.step_config.model, setup.rows, setup.samples, frozen)
     return [
         dataclasses.asdict(_time(part, steps, peak, work.get(part.name)))
-        for part in _parts(setup, frozen, batch)
+        for part in _parts(setup, frozen, state, batch)
     ]
 
 
@@ -110,10 +116,11 @@ def _replacing(part: Part) -> Start:
     return stepper(step.lower(inputs, part.others).compile(), inputs, part.others)
 
 
-def _parts(setup: Setup, frozen: bool, batch: dict[str, jax.Array]) -> Iterator[Part]:
+def _parts(
+    setup: Setup, frozen: bool, state: TrainState, batch: dict[str, jax.Array]
+) -> Iterator[Part]:
     config, key = setup.step_config, jax.random.key(2)
     nets = model.build(config.model, config.dtype)
-    state = jax.jit(partial(train_step.init_state, config))(key)
     params, student = state.params, state.params["student"]
 
     front = {name: params[name] for name in optim.FROZEN_MODULES}
@@ -217,7 +224,6 @@ def _optimizer_part(setup: Setup, state: TrainState, frozen: bool) -> Part:
     config = setup.step_config
     optimizer = optim.make_optimizer(config.optimizer)
     trained, _ = optim.split(state.params, config.model, frozen)
-    opt_state = optim.freeze(state.opt_state, config.model) if frozen else state.opt_state
 
     def update(inputs: Tree, gradient: Tree) -> Tree:
         opt_state, trained = inputs
@@ -225,7 +231,7 @@ def _optimizer_part(setup: Setup, state: TrainState, frozen: bool) -> Part:
         return opt_state, jax.tree.map(lambda p, u: p - 1e-4 * u, trained, updates)
 
     gradient = jax.tree.map(lambda p: 0.01 * p, trained)
-    return Part("optimizer", update, (opt_state, trained), gradient, replaces=True)
+    return Part("optimizer", update, (state.opt_state, trained), gradient, replaces=True)
 
 
 def table(costs: list[dict[str, Any]]) -> str:

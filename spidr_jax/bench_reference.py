@@ -64,7 +64,8 @@ def make_steps(
     starts, skipped = {}, {}
     for name in (EAGER, COMPILED):
         try:
-            start = _make_step(setup, frozen, batch, name == COMPILED)
+            _, step = make_step(setup, frozen, batch, name == COMPILED)
+            start = _started(step)
             for _ in range(warm_up):
                 start()()
         except Exception as error:  # what a compiler that is not there, or memory, raise: anything
@@ -77,10 +78,13 @@ def make_steps(
     return starts, skipped
 
 
-def _make_step(setup: Setup, frozen: bool, batch: dict[str, jax.Array], compiled: bool) -> Start:
+def make_step(
+    setup: Setup, frozen: bool, batch: dict[str, jax.Array], compiled: bool
+) -> tuple[Any, Callable[[], None]]:
+    """A fresh reference model, and what trains it by a step."""
     torch, device = _torch(), _device()
     config = setup.step_config
-    model = build_model(setup, frozen).to(device)
+    model = _build_model(setup, frozen).to(device)
     forward = torch.compile(model, dynamic=False) if compiled else model
     waveforms, indices = (torch.from_numpy(x).to(device) for x in _inputs(setup, batch))
     optimizer, scheduler = _build_optimizer(setup, model)
@@ -105,10 +109,10 @@ def _make_step(setup: Setup, frozen: bool, batch: dict[str, jax.Array], compiled
         from spidr.checkpoint import remove_param_group
 
         remove_param_group(optimizer, scheduler, 1)
-    return _started(step)
+    return model, step
 
 
-def build_model(setup: Setup, frozen: bool) -> Any:
+def _build_model(setup: Setup, frozen: bool) -> Any:
     """A fresh reference model of a config, in training mode; frozen from its second step on."""
     from spidr.config import DinoSRConfig, SpidRConfig
     from spidr.models.dinosr import DinoSR

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -101,16 +102,17 @@ def bench_step(
     if reference:
         from spidr_jax import bench_reference  # torch and the reference may not be there
 
-        bench_reference.check_installed()
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs room as well
+        bench_reference.check_installed()
+    conditions = _conditions(setup, frozen)
     peak = measure_peak(setup.step_config.dtype)
     program = compile_step(setup, frozen)
+    state = jax.tree.map(jnp.copy, program.state) if parts else None  # the step takes over its own
     ours = stepper(program.compiled, program.state, program.batch, program.key)
     for _ in range(WARM_UP):
         ours()()
     starts: dict[str, Start] = {OURS: ours}
     skipped: dict[str, str] = {}
-    conditions = _conditions(setup, frozen)
     if reference:
         theirs, skipped = bench_reference.make_steps(setup, frozen, program.batch, WARM_UP)
         starts |= theirs
@@ -133,8 +135,8 @@ def bench_step(
         "skipped": skipped,
     }
     say(_table(found))
-    if parts:
-        found["parts"] = bench_parts.bench_parts(setup, frozen, program.batch, steps, peak)
+    if state:
+        found["parts"] = bench_parts.bench_parts(setup, frozen, state, program.batch, steps, peak)
         say("\n" + bench_parts.table(found["parts"]))
     if profile:
         found["profile"] = bench_profile.profile(ours, program.compiled.as_text() or "", profile)
@@ -183,7 +185,7 @@ def _conditions(setup: Setup, frozen: bool) -> dict[str, Any]:
     return {
         "device": f"{device.platform} ({device.device_kind})",
         "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 1),  # other programs' noise
+        "load": round(os.getloadavg()[0], 1),  # of whatever else runs here
         "jax": jax.__version__,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "precision": setup.config.precision,
