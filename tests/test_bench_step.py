@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import tiny
 
-from spidr_jax import bench, bench_memory, bench_parts, bench_profile, bench_setup, bench_timing
+from spidr_jax import (
+    bench,
+    bench_memory,
+    bench_parts,
+    bench_profile,
+    bench_setup,
+    bench_step,
+    bench_timing,
+)
 from spidr_jax.bench_flops import Arithmetic, count_parts, count_step
 from spidr_jax.bench_memory import Memory
 from spidr_jax.model_config import ModelConfig
@@ -153,6 +161,11 @@ def test_the_spread_is_median_and_quartiles() -> None:
     assert bench_timing.spread([5.0, 1.0, 2.0, 4.0, 3.0]) == (2.0, 3.0, 4.0, 5)
 
 
+def test_how_many_times_as_long_others_take() -> None:
+    times = {bench_step.OURS: [[1.0, 1.0, 9.0], [2.0, 2.0, 2.0]], "other": [[3.0] * 3, [5.0] * 3]}
+    assert bench_step._ratios(times) == {"other": {"ratio": 4.0 / 2.0, "rounds": [3.0, 2.5]}}
+
+
 # --- a run
 
 
@@ -166,6 +179,7 @@ def run(config: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str
     return json.loads((folder / "found.json").read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_a_step_is_measured(run: Any) -> None:
     found, _ = run
     conditions = found["conditions"]
@@ -186,6 +200,7 @@ def test_a_step_is_measured(run: Any) -> None:
     assert ours["planned_bytes"] > ROWS * 24 * 4 * 2  # what the first convolution gives
 
 
+@pytest.mark.slow
 def test_parts_with_and_without_a_backward_pass(run: Any) -> None:
     parts = {part["name"]: part for part in run[0]["parts"]}
     both = {name for name, part in parts.items() if part["both_ms"] is not None}
@@ -207,6 +222,7 @@ def test_parts_with_and_without_a_backward_pass(run: Any) -> None:
         assert parts[name]["share_of_peak"] == pytest.approx(flop / seconds / peak)
 
 
+@pytest.mark.slow
 def test_the_profile_knows_where_kernels_come_from(run: Any) -> None:
     profile = run[0]["profile"]
     assert sum(each["share"] for each in profile) == pytest.approx(1)
@@ -216,6 +232,7 @@ def test_the_profile_knows_where_kernels_come_from(run: Any) -> None:
         assert place in sources
 
 
+@pytest.mark.slow
 def test_the_tables_are_printed(run: Any) -> None:
     lines = run[1].splitlines()
     headers = [lines[i - 1] for i, line in enumerate(lines) if line.startswith("|---")]
@@ -296,6 +313,7 @@ def test_kernels_of_a_gpu_are_those_of_its_streams() -> None:
 # --- memory
 
 
+@pytest.mark.slow
 def test_memory_of_rows_is_a_line() -> None:
     config = StepConfig(model=ModelConfig(**SMALL))
     (found,) = bench_memory.bench_memory({"full": config}, samples=1_205)
