@@ -64,10 +64,12 @@ def make_steps(
     starts, skipped = {}, {}
     for name in (EAGER, COMPILED):
         try:
-            _, step = make_step(setup, frozen, batch, name == COMPILED)
-            start = _started(step)
-            for _ in range(warm_up):
-                start()()
+            with warnings.catch_warnings():  # PyTorch warns of its own parts
+                warnings.simplefilter("ignore")
+                _, step = make_step(setup, frozen, batch, name == COMPILED)
+                start = _started(step)
+                for _ in range(warm_up):
+                    start()()
         except Exception as error:  # what a compiler that is not there, or memory, raise: anything
             if name == EAGER and not isinstance(error, _torch().OutOfMemoryError):
                 raise
@@ -132,10 +134,8 @@ def _build_optimizer(setup: Setup, model: Any) -> tuple[Any, Any]:
     from spidr.optimizer import build_optimizer
 
     fields = dataclasses.asdict(setup.step_config.optimizer)
-    with warnings.catch_warnings():  # of the loss scaler, which is for float16 on GPU
-        warnings.simplefilter("ignore")
-        config = OptimizerConfig(**fields, dtype=setup.config.precision)
-        optimizer, _, scheduler = build_optimizer(model, config)
+    config = OptimizerConfig(**fields, dtype=setup.config.precision)
+    optimizer, _, scheduler = build_optimizer(model, config)
     return optimizer, scheduler
 
 
