@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from spidr_jax.bench_timing import Start
 
 STEPS = 3
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(\S+) = (.*)", re.MULTILINE)
 _SOURCE = re.compile(r'metadata=\{.*?op_name="([^"]*)"')
-_CONTROL = ("while", "conditional", "call")  # whose time is that of the operations they run
+_CONTROL = ("while", "conditional", "call")  # whose time is that of what they run
 _LINES = ("Stream", "XLA Ops")  # of a GPU's kernels, of a TPU's operations
 
 
@@ -59,19 +60,18 @@ def total_times(events: list[dict[str, Any]], program: str, steps: int) -> list[
         steps: that were traced.
 
     Returns:
-        For each kind and place "name", "source", "ms" and "calls" of a step, and "share" of all:
-        time of its own, without the operations it calls, and summed over threads. What goes on
-        in the background after its call counts until its end.
+        For each kind and place "name", "source", "ms" and "calls" of a step, and "share" of all.
+        Where several operations are under way, as on several streams or threads, each gets an
+        equal part of the time: all together take as long as the device is busy.
     """
     sources = _sources(program)
     times: dict[tuple[str, str], float] = collections.defaultdict(float)
     calls: dict[tuple[str, str], int] = collections.defaultdict(int)
     operations = _operations(events)
-    background = _background_times(events, operations)
-    for event, own in _own_times(operations):
+    for event, time in zip(operations, _shared_times(events, operations), strict=True):
         operation = event.get("args", {}).get("hlo_op", "")
         key = _kind(event["name"]), _place(sources.get(operation, ""))
-        times[key] += own + background.get(id(event), 0)
+        times[key] += time
         calls[key] += 1
     whole = sum(times.values())
     return [
@@ -111,47 +111,39 @@ def _operations(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
             e for e in on_device if names.get((e["pid"], e["tid"]), "").startswith(line)
         ]:
             return of_line
-    return [event for event in whole if "hlo_op" in event.get("args", {})]
+    return [
+        event
+        for event in whole
+        if "hlo_op" in event.get("args", {}) and not event["name"].startswith(_CONTROL)
+    ]
 
 
-def _own_times(events: list[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], float]]:
-    """Each event's duration less that of the events within it, thread by thread."""
-    threads = collections.defaultdict(list)
-    for event in events:
-        threads[event["pid"], event["tid"]].append(event)
-    for thread in threads.values():
-        thread.sort(key=lambda event: (event["ts"], -event["dur"]))
-        own = [event["dur"] for event in thread]
-        open_events: list[int] = []
-        for i, event in enumerate(thread):
-            while open_events and _end(thread[open_events[-1]]) <= event["ts"]:
-                open_events.pop()
-            if open_events:
-                own[open_events[-1]] -= event["dur"]
-            open_events.append(i)
-        yield from zip(thread, own, strict=True)
+def _shared_times(events: list[dict[str, Any]], operations: list[dict[str, Any]]) -> list[float]:
+    """Each operation's part of the time, divided among those under way at the same time."""
+    starts = np.array([event["ts"] for event in operations], float)
+    ends = np.array(_ends(events, operations), float)
+    times = np.unique(np.concatenate([starts, ends]))
+    under_way = np.searchsorted(np.sort(starts), times, "right") - np.searchsorted(
+        np.sort(ends), times, "right"
+    )
+    parts = np.diff(times) / np.maximum(under_way[:-1], 1)
+    until = np.concatenate([[0.0], np.cumsum(parts)])
+    return (until[np.searchsorted(times, ends)] - until[np.searchsorted(times, starts)]).tolist()
 
 
-def _background_times(
-    events: list[dict[str, Any]], operations: list[dict[str, Any]]
-) -> dict[int, float]:
-    """What passes between the return of an operation's call, by id, and its "end: NAME" event."""
-    ends = collections.defaultdict(list)
+def _ends(events: list[dict[str, Any]], operations: list[dict[str, Any]]) -> list[float]:
+    """When each operation ends: on CPU it may go on after its call, until "end: NAME"."""
+    said = collections.defaultdict(list)
     for event in sorted(events, key=lambda event: -event.get("ts", 0)):
         if event.get("name", "").startswith("end: "):
-            ends[event["name"].removeprefix("end: ")].append(event["ts"])
+            said[event["name"].removeprefix("end: ")].append(event["ts"])
     found = {}
     for event in sorted(operations, key=lambda event: event["ts"]):
-        waiting = ends[event["name"]]  # the earliest is last
-        while waiting and waiting[-1] < event["ts"]:
-            waiting.pop()
-        if waiting and not event["name"].startswith(_CONTROL):
-            found[id(event)] = max(0.0, waiting.pop() - _end(event))
-    return found
-
-
-def _end(event: dict[str, Any]) -> float:
-    return event["ts"] + event["dur"]
+        end, later = event["ts"] + event["dur"], said[event["name"]]  # the earliest is last
+        while later and later[-1] < event["ts"]:
+            later.pop()
+        found[id(event)] = max(end, later.pop()) if later else end
+    return [found[id(event)] for event in operations]
 
 
 def _kind(name: str) -> str:

@@ -264,28 +264,31 @@ PROGRAM = """
 """
 
 
-def test_own_time_of_operations_on_a_cpu() -> None:
+def test_time_of_operations_on_a_cpu() -> None:
     events = [
-        event("while.7", 1, 0, 5_000, hlo_op="while.7"),
-        event("dot.1", 1, 1_000, 2_000, hlo_op="dot.1"),  # within the loop
+        event("while.7", 1, 0, 9_000, hlo_op="while.7"),  # runs the others
+        event("dot.1", 1, 1_000, 2_000, hlo_op="dot.1"),
         event("end: dot.1", 1, 3_000, 1),
-        event("dot.12", 2, 500, 1_000, hlo_op="dot.12"),  # on another thread
         event("convolution.3", 2, 2_000, 100, hlo_op="convolution.3"),  # goes on until 6000
-        event("copy.4", 2, 3_000, 500, hlo_op="copy.4"),
-        event("end: while.7", 1, 5_000, 1),
+        event("dot.12", 2, 4_000, 1_000, hlo_op="dot.12"),
+        event("dot.1", 1, 4_000, 1_000, hlo_op="dot.1"),  # again
+        event("end: dot.1", 1, 5_000, 1),
         event("end: convolution.3", 2, 6_000, 1),
+        event("copy.4", 2, 8_000, 500, hlo_op="copy.4"),
         event("python", 3, 0, 9_000),
     ]
+    # 1000: dot.1 alone, 2000: with convolution.3, 3000: that alone, 4000: all three, 5000: it alone
+    convolution = 0.5 + 1 + 1 / 3 + 1
+    dots = 1 + 0.5 + 2 / 3
     found = bench_profile.total_times(events, PROGRAM, steps=2)
-    assert [(each["name"], each["source"], each["ms"], each["calls"]) for each in found] == [
-        ("convolution", "jit(step)/convs_*/conv", 2.0, 0.5),
-        ("while", "", 1.5, 0.5),
-        ("dot", "jit(step)/layers_*/dense", 1.5, 1.0),
-        ("copy", "jit(step)/convs_*/conv", 0.25, 0.5),
+    assert [(each["name"], each["source"], each["calls"]) for each in found] == [
+        ("convolution", "jit(step)/convs_*/conv", 0.5),
+        ("dot", "jit(step)/layers_*/dense", 1.5),
+        ("copy", "jit(step)/convs_*/conv", 0.5),
     ]
-    assert [each["share"] for each in found] == pytest.approx(
-        [4 / 10.5, 3 / 10.5, 3 / 10.5, 1 / 21]
-    )
+    milliseconds = [convolution / 2, dots / 2, 0.25]
+    assert [each["ms"] for each in found] == pytest.approx(milliseconds)
+    assert [each["share"] for each in found] == pytest.approx([ms / 2.75 for ms in milliseconds])
 
 
 def test_kernels_of_a_gpu_are_those_of_its_streams() -> None:
