@@ -58,7 +58,7 @@ def load(
         limit = f"data.max_batch_samples = {config.data.max_batch_samples} holds"
         raise ValueError(f"batch: {setup.rows}, allowed is 1 or more (without it, what {limit})")
     config_lib.set_jax_options(config)
-    # a compilation's time is measured, and what a cache gives lacks some of the memory analysis
+    # what compilation takes is measured
     jax.config.update("jax_enable_compilation_cache", False)
     return setup
 

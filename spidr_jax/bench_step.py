@@ -24,12 +24,13 @@ from spidr_jax import (
     sharding,
 )
 from spidr_jax.bench_setup import Setup
-from spidr_jax.bench_timing import Spread, Start, measure_peak, spread, stepper, take_turns
+from spidr_jax.bench_timing import Start, measure_peak, spread, stepper, take_turns
 from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.train_step import TrainState
 
 WARM_UP = 2  # steps
 OURS = "spidr_jax"
+Rounds = list[list[float]]  # seconds of the steps of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,23 +118,10 @@ def bench_step(
         theirs, skipped = bench_reference.make_steps(setup, frozen, program.batch, WARM_UP)
         starts |= theirs
     times = take_turns(starts, steps)
-    contenders = {name: _describe(setup, frozen, rounds, peak) for name, rounds in times.items()}
-    contenders[OURS] |= {
-        "lower_s": program.lower_seconds,
-        "compile_s": program.compile_seconds,
-        "planned_bytes": program.planned_bytes,
-        "peak_bytes": _peak_bytes(),
-    }
     if reference:
         conditions |= bench_reference.conditions()
-    found: dict[str, Any] = {
-        "conditions": conditions,
-        "peak_tflops": peak / 1e12,
-        "tflop": bench_flops.count_step(*_shape(setup), frozen) / 1e12,
-        "contenders": contenders,
-        "ratios": _ratios(times),
-        "skipped": skipped,
-    }
+    found = {"conditions": conditions, "skipped": skipped}
+    found |= _describe(setup, frozen, peak, program, times)
     say(_table(found))
     if state:
         found["parts"] = bench_parts.bench_parts(setup, frozen, state, program.batch, steps, peak)
@@ -144,31 +132,44 @@ def bench_step(
     return found
 
 
-def _shape(setup: Setup) -> tuple[Any, int, int]:
-    return setup.step_config.model, setup.rows, setup.samples
-
-
-def _describe(setup: Setup, frozen: bool, rounds: list[list[float]], peak: float) -> dict[str, Any]:
-    found: Spread = spread([seconds for times in rounds for seconds in times])
-    rate = bench_flops.count_step(*_shape(setup), frozen) / found.median
+def _describe(
+    setup: Setup, frozen: bool, peak: float, program: Program, times: dict[str, Rounds]
+) -> dict[str, Any]:
+    """Arithmetic, and what each contender's times say; of ours also compilation and memory."""
+    work = bench_flops.count_step(setup.step_config.model, setup.rows, setup.samples, frozen)
+    contenders: dict[str, dict[str, Any]] = {}
+    for name, rounds in times.items():
+        low, median, high, steps = spread([seconds for each in rounds for seconds in each])
+        contenders[name] = {
+            "median_ms": median * 1e3,
+            "quartiles_ms": [low * 1e3, high * 1e3],
+            "steps": steps,
+            "audio_per_s": setup.rows * setup.samples / SAMPLE_RATE / median,
+            "tflops": work / median / 1e12,
+            "share_of_peak": work / median / peak,
+        }
+    contenders[OURS] |= {
+        "lower_s": program.lower_seconds,
+        "compile_s": program.compile_seconds,
+        "planned_bytes": program.planned_bytes,
+        "peak_bytes": _peak_bytes(),
+    }
     return {
-        "median_ms": found.median * 1e3,
-        "quartiles_ms": [found.low * 1e3, found.high * 1e3],
-        "steps": found.steps,
-        "audio_per_s": setup.rows * setup.samples / SAMPLE_RATE / found.median,
-        "tflops": rate / 1e12,
-        "share_of_peak": rate / peak,
+        "peak_tflops": peak / 1e12,
+        "tflop": work / 1e12,
+        "contenders": contenders,
+        "ratios": _ratios(times),
     }
 
 
-def _ratios(times: dict[str, list[list[float]]]) -> dict[str, Any]:
+def _ratios(times: dict[str, Rounds]) -> dict[str, Any]:
     """How many times as long as ours each other takes: of all steps, and the rounds' extremes."""
 
     def medians(name: str) -> np.ndarray:
         return np.array([np.median(seconds) for seconds in times[name]])
 
     found = {}
-    for name in times.keys() - {OURS}:
+    for name in [name for name in times if name != OURS]:
         by_round = medians(name) / medians(OURS)
         whole = np.median(np.concatenate(times[name])) / np.median(np.concatenate(times[OURS]))
         found[name] = {"ratio": float(whole), "rounds": by_round.tolist()}
