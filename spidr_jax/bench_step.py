@@ -120,7 +120,7 @@ def bench_step(
     times = take_turns(starts, steps)
     if reference:
         conditions |= bench_reference.conditions()
-    found = {"conditions": conditions, "skipped": skipped}
+    found: dict[str, Any] = {"conditions": conditions, "skipped": skipped}
     found |= _describe(setup, frozen, peak, program, times)
     say(_table(found))
     if state:
