@@ -186,7 +186,7 @@ def _run_step(args: argparse.Namespace) -> None:
 def _run_memory(args: argparse.Namespace) -> None:
     if not 0 <= args.reserve < 1:
         raise ValueError(f"reserve: {args.reserve}, allowed is a share from 0 to below 1")
-    setup = bench_setup.load(args.config, args.set, samples=args.samples)
+    setup = bench_setup.load(args.config, args.set, rows=1, samples=args.samples)
     name = "frozen" if args.frozen else "full"
     found = bench_memory.bench_memory(
         {name: setup.step_config}, samples=setup.samples, frozen=args.frozen

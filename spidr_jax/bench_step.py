@@ -30,6 +30,7 @@ from spidr_jax.train_step import TrainState
 
 WARM_UP = 2  # steps
 OURS = "spidr_jax"
+_QUIET = 0.2  # of the cores busy with something else
 Rounds = list[list[float]]  # seconds of the steps of each
 
 
@@ -231,5 +232,11 @@ def _notes(found: dict[str, Any]) -> list[str]:
     for name, each in found["ratios"].items():
         extremes = f"{min(each['rounds']):.2f} .. {max(each['rounds']):.2f}"
         notes.append(f"{name} takes {each['ratio']:.2f} times as long (rounds {extremes})")
+    conditions = found["conditions"]
+    if found["ratios"] and conditions["load"] > _QUIET * conditions["cores"]:
+        notes.append(
+            f"warning: load {conditions['load']} on {conditions['cores']} cores before this began: "
+            "PyTorch's threads wait for each other, so that what else runs costs it more than ours"
+        )
     notes += [f"{name}: left out, {why}" for name, why in found["skipped"].items()]
     return notes

@@ -166,6 +166,24 @@ def test_how_many_times_as_long_others_take() -> None:
     assert bench_step._ratios(times) == {"other": {"ratio": 4.0 / 2.0, "rounds": [3.0, 2.5]}}
 
 
+@pytest.mark.parametrize(("load", "warned"), [(0.3, False), (0.5, True)])
+def test_a_ratio_on_a_busy_machine_is_warned_of(load: float, warned: bool) -> None:
+    ours = {"lower_s": 1.0, "compile_s": 9.0, "planned_bytes": 2**30, "peak_bytes": 2**31}
+    found = {
+        "conditions": {"load": load, "cores": 2},
+        "contenders": {bench_step.OURS: ours},
+        "ratios": {"other": {"ratio": 2.0, "rounds": [1.5, 3.0]}},
+        "skipped": {"third": "no compiler"},
+    }
+    notes = bench_step._notes(found)
+    assert notes[0] == "compilation: 1.0 s to trace, 9.0 s to compile"
+    assert notes[1].startswith("memory: 1.00 GiB planned by the compiler; 2.00 GiB at the peak")
+    assert notes[2] == "other takes 2.00 times as long (rounds 1.50 .. 3.00)"
+    assert notes[-1] == "third: left out, no compiler"
+    assert any(note.startswith("warning: load 0.5 on 2 cores") for note in notes) == warned
+    assert not any("warning" in note for note in bench_step._notes(found | {"ratios": {}}))
+
+
 # --- a run
 
 
