@@ -112,8 +112,6 @@ def use_cache(folder: str) -> None:
         folder: empty for none. A CPU's programs lie in a folder of its kind, as they would not
             run on another one.
     """
-    # or a program for several devices is never found again: grouped_conv.py
-    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
     if not folder or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     path = Path(folder).expanduser()

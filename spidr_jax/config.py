@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -118,6 +119,14 @@ def step_config(config: ConfigDict) -> StepConfig:
         accumulate=config.memory.accumulate,
         remat=config.memory.remat,
     )
+
+
+def set_jax_options(config: ConfigDict) -> None:
+    """Set what every program that runs the training step needs of JAX, for this process."""
+    if config.precision == "float32":
+        jax.config.update("jax_default_matmul_precision", "float32")
+    # or a compilation cache never knows a program for several devices again: grouped_conv.py
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from logging import CRITICAL, getLogger
 from pathlib import Path
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -70,8 +69,7 @@ def main(argv: Sequence[str]) -> int:
 def run(config: ConfigDict) -> int:
     """Open, restore and train a run; gives the exit status."""
     with one_line_errors(ValueError, OSError, ImportError):
-        if config.precision == "float32":
-            jax.config.update("jax_default_matmul_precision", "float32")
+        config_lib.set_jax_options(config)
         compilation.use_cache(config.compilation_cache)
         opened = train.open_run(config)
         state = train.build_state(opened)
