@@ -4,6 +4,7 @@ python -m spidr_jax.bench step [--config C] [--batch B] [--samples S] [--frozen]
     [--parts] [--profile DIR] [--steps N] [--set FIELD=VALUE] [--json FILE]
 python -m spidr_jax.bench memory [--config C] [--samples S] [--devices-gb 24,40,80] [--frozen]
     [--reserve SHARE] [--set FIELD=VALUE] [--json FILE]
+python -m spidr_jax.bench loop [--config C] [--steps N] [--set FIELD=VALUE] [--json FILE]
 python -m spidr_jax.bench data --manifest M [--threads 1,2] [--seconds 5] [--reference]
 python -m spidr_jax.bench scale [--config C] [--devices 16,64,256] [--samples S] [--fsdp]
 """
@@ -21,7 +22,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from spidr_jax import bench_memory, bench_scale, bench_setup, bench_step
+from spidr_jax import bench_loop, bench_memory, bench_scale, bench_setup, bench_step
 from spidr_jax.data import audio, pipeline
 from spidr_jax.data.plan import make_plan
 from spidr_jax.data.sources import Source, open_sources
@@ -197,6 +198,15 @@ def _run_memory(args: argparse.Namespace) -> None:
             json.dump([dataclasses.asdict(each) for each in found], file, indent=2)
 
 
+def _run_loop(args: argparse.Namespace) -> None:
+    setup = bench_setup.load(args.config, args.set)
+    found = bench_loop.bench_loop(setup, args.steps)
+    print(bench_loop.table(found))
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=2)
+
+
 def _add_setup(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", default="configs/base.py")
     command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
@@ -233,6 +243,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="share to leave; JAX itself takes 75 %% of a GPU",
     )
     memory.add_argument("--json", help="a file for all numbers, in bytes")
+    loop = commands.add_parser("loop", help="steps on files against steps on kept batches")
+    loop.set_defaults(run=_run_loop)
+    loop.add_argument("--config", default="configs/base.py")
+    loop.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    loop.add_argument("--steps", type=int, default=40, help="of each, timed")
+    loop.add_argument("--json", help="a file for all numbers")
     data = commands.add_parser("data", help="files to host batches, in seconds of audio a second")
     data.set_defaults(run=_run_data)
     data.add_argument("--manifest", required=True)
