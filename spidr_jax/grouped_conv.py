@@ -7,6 +7,7 @@ with `feature_group_count` above 1; here it is told that rows do not meet. B bat
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -38,7 +39,20 @@ def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _gradients(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jax.vjp(_conv, x, kernel)[1](g)
+    if jax.default_backend() != "cpu":
+        return jax.vjp(_conv, x, kernel)[1](g)
+    (x_gradient,) = jax.vjp(lambda x: _conv(x, kernel), x)[1](g)
+    return x_gradient, _kernel_gradient(x, kernel, g)
+
+
+def _kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+    """As a product per tap and group: XLA's convolution for it takes ten times as long on a CPU."""
+    width, channels, _ = kernel.shape
+    x = jnp.pad(x, ((0, 0), (width // 2, width // 2), (0, 0)))
+    x, g = (each.reshape(*each.shape[:2], x.shape[2] // channels, -1) for each in (x, g))
+    frames = g.shape[1]
+    taps = [jnp.einsum("btgi,btgo->igo", x[:, i : i + frames], g) for i in range(width)]
+    return jnp.stack(taps).reshape(kernel.shape)
 
 
 _by_rows = custom_partitioning(_conv)
