@@ -23,6 +23,8 @@ FREE = (  # may change on resume; what the data are, the plan's fingerprint know
     "max_skipped",
     "watchdog_seconds",
     "evaluation",
+    "evaluation_every",
+    "evaluation_share",
     "validation",
     "validation_every",
     "tensorboard",
@@ -54,6 +56,7 @@ def validate(config: ConfigDict) -> None:
         "seed": 0,
         "steps": 1,
         "log_every": 1,
+        "evaluation_every": 0,
         "validation_every": 1,
         "max_skipped": 1,
         "freeze_step": 0,
@@ -76,6 +79,8 @@ def validate(config: ConfigDict) -> None:
     for name in allowed_changes(config):
         _check(config, "allow_changes", _has(config, name), "fields of the config, such as data")
     _check(config, "codebook.decay", 0 <= config.codebook.decay < math.inf, "a number from 0")
+    share = 0 < config.evaluation_share <= 1
+    _check(config, "evaluation_share", share, "a number above 0 to 1")
     _check(config, "data.max_bad_share", 0 <= config.data.max_bad_share <= 1, "0 to 1")
     _check(
         config,
