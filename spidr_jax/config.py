@@ -131,7 +131,11 @@ def allowed_changes(config: ConfigDict) -> list[str]:
 
 
 def changes(
-    saved: dict[str, Any], config: dict[str, Any], allowed: Sequence[str] = (), prefix: str = ""
+    saved: dict[str, Any],
+    config: dict[str, Any],
+    allowed: Sequence[str] = (),
+    prefix: str = "",
+    free: Sequence[str] = FREE,
 ) -> list[str]:
     """The fields that a run may not change on resume and that differ, one text each.
 
@@ -140,14 +144,15 @@ def changes(
         config: the config now.
         allowed: fields and sections that may differ, beside those that always may.
         prefix: the section's name and a dot.
+        free: the fields that always may.
     """
     found = []
     for name in sorted(saved.keys() | config.keys()):
         old, new, field = saved.get(name), config.get(name), f"{prefix}{name}"
-        if field in FREE or field in allowed:
+        if field in free or field in allowed:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            found += changes(old, new, allowed, f"{field}.")
+            found += changes(old, new, allowed, f"{field}.", free)
         elif old != new:
             found.append(f"config.{field} was {old!r} and is {new!r}")
     return found
