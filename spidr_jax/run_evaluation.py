@@ -32,14 +32,14 @@ class TimeShare:
     """Keeps what is done again and again within a share of the time."""
 
     def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Allow `share`, of 0 to 1, of the time from now on."""
-        self._share, self._clock = share, clock
+        """Allow `share`, above 0 to 1, of the time from now on."""
+        self.share, self._clock = share, clock
         self._begun, self._spent, self.last = clock(), 0.0, 0.0
 
     def allows(self) -> bool:
         """Whether all that was done and once more, as long as the last, are within the share."""
         elapsed = self._clock() - self._begun
-        return self._spent + self.last <= self._share * (elapsed + self.last)
+        return self._spent + self.last <= self.share * (elapsed + self.last)
 
     @contextlib.contextmanager
     def spending(self) -> Iterator[None]:
@@ -62,7 +62,7 @@ class RunEvaluation:
         mesh: Mesh,
         *,
         every: int,
-        share: float,
+        share: TimeShare,
         steps: int,
         log_every: int,
     ) -> None:
@@ -73,7 +73,7 @@ class RunEvaluation:
             config: what a training step computes.
             mesh: the devices.
             every: steps between two evaluations, 0 for those of the start and the end alone.
-            share: of the time that they may take; the start's and the end's are done anyway.
+            share: of the time that they may take; the start's and the end's take theirs anyway.
             steps: after which the run ends.
             log_every: steps after which one that was put off is thought of again.
 
@@ -83,14 +83,13 @@ class RunEvaluation:
         """
         self._sets = open_sets(text)
         self._model, self._mesh, self._steps = config.model, mesh, steps
-        self._every, self._log_every, self._share = every, log_every, share
+        self._every, self._log_every, self._time = every, log_every, share
         self._layers = {found.name: self._asked(found) for found in self._sets}
         self._forwards = {
             tuple(asked): make_joint_forward(config.model, config.dtype, asked)
             for asked in self._layers.values()
         }
         self._measured, self._told = -1, False
-        self._time = TimeShare(share)
 
     def _asked(self, evaluation: EvaluationSet) -> dict[str, tuple[int, ...]]:
         kinds = [("units", evaluation.phones), ("codebooks", evaluation.items)]
@@ -102,7 +101,6 @@ class RunEvaluation:
         Args:
             folder: the run's, with no metrics beyond that.
         """
-        self._time = TimeShare(self._share)
         lines = metrics.read(folder / "metrics.jsonl") if processes.is_first() else []
         found = [
             max((line["step"] for line in lines if self._name(each) in line), default=-1)
@@ -137,8 +135,8 @@ class RunEvaluation:
             self._told = True
             processes.say(
                 f"evaluation put off after step {step}, and later ones without a word: the last "
-                f"took {self._time.last:.1f} s, and config.evaluation_share = {self._share} of the "
-                "time has been used"
+                f"took {self._time.last:.1f} s, and config.evaluation_share = {self._time.share} "
+                "of the time has been used"
             )
         return allowed
 

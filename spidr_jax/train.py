@@ -21,7 +21,7 @@ from spidr_jax.health import NotFiniteError, SkippedUpdates
 from spidr_jax.logs import Logs, check_installed
 from spidr_jax.progress import ProgressLog
 from spidr_jax.report import draw
-from spidr_jax.run_evaluation import RunEvaluation
+from spidr_jax.run_evaluation import RunEvaluation, TimeShare
 from spidr_jax.stop import Stop, stop_on_signals
 from spidr_jax.train_step import StepConfig, TrainState
 from spidr_jax.validation import Validation
@@ -69,7 +69,7 @@ def open_run(config: ConfigDict) -> Run:
         step_config,
         mesh,
         every=config.evaluation_every,
-        share=config.evaluation_share,
+        share=TimeShare(config.evaluation_share),
         steps=config.steps,
         log_every=config.log_every,
     )

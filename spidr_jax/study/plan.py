@@ -111,9 +111,14 @@ def resolve(file: str, values: Mapping[str, str]) -> ConfigDict:
     holder = config_flags.DEFINE_config_file("config", flag_values=known, sys_argv=argv)
     try:
         known(argv)
-    except (flags.Error, LookupError, AttributeError, TypeError) as error:
-        text = error.args[-1] if isinstance(error, LookupError) and error.args else error
-        raise ValueError(str(text)) from None
+    except (flags.Error, TypeError) as error:
+        raise ValueError(str(error)) from None
+    except (LookupError, AttributeError) as error:  # no such field; it may be told in an inner one
+        reason: Any = error
+        while isinstance(reason, Exception):
+            reason = reason.args[-1]
+        told = ", ".join(f"{field}={text}" for field, text in values.items())
+        raise ValueError(f"{told}: {reason}") from None
     config_lib.validate(holder.value)
     parse_sets(holder.value.evaluation)
     return holder.value
