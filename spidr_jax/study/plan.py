@@ -149,7 +149,7 @@ def split(text: str) -> list[str]:
     Raises:
         ValueError: a bracket or a quote is not closed, or a value is empty.
     """
-    parts, depth, quote = [""], 0, ""
+    parts, depth, least, quote = [""], 0, 0, ""
     for character in text:
         if quote:
             quote = "" if character == quote else quote
@@ -157,11 +157,12 @@ def split(text: str) -> list[str]:
             quote = character
         else:
             depth += _BRACKETS.get(character, 0)
+            least = min(least, depth)
         if character == "," and not depth and not quote:
             parts.append("")
         else:
             parts[-1] += character
-    if depth or quote or not all(parts):
+    if depth or least or quote or not all(parts):
         raise ValueError(f"{text!r}: allowed are values with commas between, as 0.9,0.99")
     return [part[1:-1] if part[0] == part[-1] and part[0] in "'\"" else part for part in parts]
 
