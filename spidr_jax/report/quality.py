@@ -34,7 +34,8 @@ def over_training(runs: Sequence[Run]) -> str:
     found = [match for run in runs for n in run.names if (match := _MEASURED.fullmatch(n))]
     every: list[Metric] = []
     parts = [paragraph(_ABX)] if any(match[2].startswith("abx") for match in found) else []
-    for name, kind in sorted({match.groups() for match in found}):
+    kinds = {match.groups() for match in found}
+    for name, kind in sorted(kinds, key=lambda each: (each[0], each[1] != "pnmi", each[1])):
         title = f"{_words(kind)} on {name}"
         metrics = per_layer(runs, f"{name}_{kind}", title, _unit(kind))
         over_layers = _over_layers(runs, f"{name}_{kind}", title, metrics)

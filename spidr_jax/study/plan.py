@@ -4,6 +4,7 @@ import itertools
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -67,27 +68,22 @@ def plan(
 
     Raises:
         ValueError: with one line that names field, value and what is allowed.
-        OSError: a file that the config names is missing.
+        OSError: the config file, or a file that it names, is missing.
     """
+    if not Path(file.partition(":")[0]).is_file():
+        raise FileNotFoundError(f"--config {file}: there is no such file")
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: allowed is an integer from 1")
     if twice := sorted(vary.keys() & fixed.keys()):
         raise ValueError(f"--set {twice[0]}: --vary says it")
-    first = {field: values[0] for field, values in vary.items()}
-    base = resolve(file, {**fixed, **first})
+    base = resolve(file, {**fixed, **{field: values[0] for field, values in vary.items()}})
     numbers = [base.seed + i for i in range(seeds)]
-    runs: list[PlannedRun] = []
-    known: dict[str, str] = {}
-    for index, values in enumerate(itertools.product(*vary.values())):
-        setting = dict(zip(vary, values, strict=True))
-        config = resolve(file, {**fixed, **setting})
-        label, text = _label(setting), config.to_json()
-        if text in known:
-            raise ValueError(f"--vary: {label} is the same as {known[text]}")
-        folder = _folder(setting)
-        if len(folder) > _LONGEST or any(folder == _folder(run.setting) for run in runs):
+    settings = _settings(file, vary, fixed)
+    folders = [_folder(setting) for setting, _ in settings]
+    runs = []
+    for index, ((setting, config), folder) in enumerate(zip(settings, folders, strict=True)):
+        if len(folder) > _LONGEST or folder in folders[:index]:
             folder = f"setting{index}"
-        known[text] = label
         for seed in numbers:
             name = f"{folder}{',' * bool(folder)}seed={seed}"
             chosen = {**fixed, **setting, "seed": str(seed), "workdir": f"{out}/{name}"}
@@ -96,7 +92,22 @@ def plan(
     kept = {**config_lib.to_dict(base), "workdir": ""}
     for field in vary:
         _drop(kept, field)
-    return Study(kept, {field: list(values) for field, values in vary.items()}, numbers, runs)
+    return Study(kept, dict(vary), numbers, runs)
+
+
+def _settings(
+    file: str, vary: Mapping[str, list[str]], fixed: Mapping[str, str]
+) -> list[tuple[dict[str, str], ConfigDict]]:
+    """Every combination of the values, with its config."""
+    found: list[tuple[dict[str, str], ConfigDict]] = []
+    for values in itertools.product(*vary.values()):
+        setting = dict(zip(vary, values, strict=True))
+        config = resolve(file, {**fixed, **setting})
+        for other, known in found:
+            if known.to_json() == config.to_json():
+                raise ValueError(f"--vary: {_label(setting)} is the same as {_label(other)}")
+        found.append((setting, config))
+    return found
 
 
 def resolve(file: str, values: Mapping[str, str]) -> ConfigDict:
@@ -115,7 +126,7 @@ def resolve(file: str, values: Mapping[str, str]) -> ConfigDict:
         raise ValueError(str(error)) from None
     except (LookupError, AttributeError) as error:  # no such field; it may be told in an inner one
         reason: Any = error
-        while isinstance(reason, Exception):
+        while isinstance(reason, Exception) and reason.args:
             reason = reason.args[-1]
         told = ", ".join(f"{field}={text}" for field, text in values.items())
         raise ValueError(f"{told}: {reason}") from None
