@@ -177,6 +177,8 @@ def straight(files: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An uninterrupted run of six steps, evaluated every other one, and what it compiled."""
     manifest, alignment, items = files
     config = tiny.config(manifest, tmp_path_factory.mktemp("straight") / "run")
+    convolutions = ((16, 80, 40), (16, 8, 8))
+    config.model.update(extractor_conv_layer_config=convolutions, encoder_pos_conv_depth=1)
     config.update(log_every=1, evaluation_every=2, evaluation_share=1.0)
     config.evaluation = f"tones:{manifest}:{alignment}:{items},flat:{manifest}::{items}"
     config.optimizer.update(lr=0.05, warmup_steps=2)  # so that the numbers move
