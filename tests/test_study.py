@@ -19,7 +19,7 @@ import tiny
 
 from spidr_jax import metrics
 from spidr_jax.study import __main__ as study
-from spidr_jax.study.plan import Study, plan, resolve, split
+from spidr_jax.study.plan import Study, plan, read_fields, resolve, split
 from spidr_jax.study.runs import alone, last_error, outcome
 
 # ml_collections loads a config file by it
@@ -86,6 +86,7 @@ def test_values_that_cannot_be_told_apart_are_refused(text: str) -> None:
     ("arguments", "message"),
     [
         (["--vary", "codebook.decay"], "--vary codebook.decay: allowed is FIELD=VALUE"),
+        (["--vary", "codebook.decay="], "'': allowed are values with commas between"),
         (["--set", "=3"], "--set =3: allowed is FIELD=VALUE"),
         (["--vary", "steps=1", "--vary", "steps=2"], "--vary steps=2: the field stands twice"),
         (["--vary", "steps=1", "--set", "steps=2"], "--set steps: --vary says it"),
@@ -113,7 +114,7 @@ def test_everything_is_checked_before_anything_runs(
 
 def test_every_combination_runs_with_every_seed(file: str) -> None:
     vary = {"codebook.decay": ["0.5", "0.9"], "optimizer.betas": ["(0.9,0.95)", "(0.9,0.99)"]}
-    found = plan(file, vary, {"steps": "7"}, 2, "out")
+    found = plan(file, vary, read_fields(["steps=7", "validation="], "--set"), 2, "out")
     assert found.seeds == [3, 4]
     assert len(found.runs) == 8
     assert len({run.name for run in found.runs}) == 8

@@ -143,8 +143,8 @@ def read_fields(texts: Sequence[str], option: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for text in texts:
-        field, _, value = text.partition("=")
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", field) or not value:
+        field, equals, value = text.partition("=")
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", field) or not equals:
             raise ValueError(f"{option} {text}: allowed is FIELD=VALUE, as codebook.decay=0.9")
         if field in found:
             raise ValueError(f"{option} {text}: the field stands twice")
