@@ -235,10 +235,23 @@ def test_a_run_is_finished_when_nothing_of_it_is_missing(file: str, tmp_path: Pa
     assert (found.values["loss"], found.values["tones_pnmi_2"]) == (1.0, 0.5)
 
 
-def test_the_last_error_is_found() -> None:
-    assert last_error("step 1\nerror: bad\nFile x\n") == "error: bad"
-    assert last_error("Traceback:\n  File x\nKeyError: 3\n\n") == "KeyError: 3"
-    assert last_error("") == ""
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("step 1\nerror: bad\n  File x\n", "error: bad"),
+        ("Traceback:\n  File x\nKeyError: 3\nExtension modules: y\n\n", "KeyError: 3"),
+        ("a.b.XlaRuntimeError: full\nprocess 0 of 2: ended\n", "a.b.XlaRuntimeError: full"),
+        (
+            "F1125 06:41:48.41 9 client.h:80] died\n@ 0x7f (unknown)\n",
+            "F1125 06:41:48.41 9 client.h:80] died",
+        ),
+        ("step 1\nKilled\n", "Killed"),
+        ("x" * 400, "x" * 300),
+        ("", ""),
+    ],
+)
+def test_the_last_error_is_found(text: str, found: str) -> None:
+    assert last_error(text) == found
 
 
 # --- the folder

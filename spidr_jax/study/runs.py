@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import re
 import signal
 import statistics
 import subprocess
@@ -14,6 +15,8 @@ from spidr_jax.study.plan import PlannedRun
 
 SPEED = "audio_seconds_per_second"
 _FAILED = "failed: "
+_ERROR = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)(: |$)|F\d{4} \d\d:")
+_LONGEST = 300
 
 
 class Outcome(NamedTuple):
@@ -145,7 +148,7 @@ class Runner:
 
 
 def last_error(text: str) -> str:
-    """The last line that begins with "error:", or else the last one."""
+    """The last line that tells an error of ours, of Python's or of XLA's, or else the last one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error:")]
-    return (errors or lines or [""])[-1]
+    errors = [line for line in lines if _ERROR.match(line)]
+    return (errors or lines or [""])[-1][:_LONGEST]
