@@ -26,7 +26,9 @@ def get_config() -> ConfigDict:
     config.log_every = 200
     config.max_skipped = 10  # updates in a row that are not finite, before the run stops
     config.watchdog_seconds = 900  # without a finished step, then the process ends; 0: never
-    config.evaluation = ""  # name:manifest:alignment,... for unit quality at start and end
+    config.evaluation = ""  # name:manifest:alignment:item,... for unit quality and ABX
+    config.evaluation_every = 10_000  # steps; at the start and at the end too, 0: only then
+    config.evaluation_share = 0.05  # of the time, which evaluations in between may not exceed
     config.validation = ""  # name:manifest,... to measure the loss and its company on
     config.validation_every = 2_500  # steps; at the start and at the end too
     config.compilation_cache = "~/.cache/spidr_jax/xla"  # folder of compiled programs; empty: none

@@ -24,6 +24,8 @@ FREE = (  # may change on resume; what the data are, the plan's fingerprint know
     "max_skipped",
     "watchdog_seconds",
     "evaluation",
+    "evaluation_every",
+    "evaluation_share",
     "validation",
     "validation_every",
     "compilation_cache",
@@ -57,6 +59,7 @@ def validate(config: ConfigDict) -> None:
         "seed": 0,
         "steps": 1,
         "log_every": 1,
+        "evaluation_every": 0,
         "validation_every": 1,
         "max_skipped": 1,
         "freeze_step": 0,
@@ -80,6 +83,8 @@ def validate(config: ConfigDict) -> None:
     for name in allowed_changes(config):
         _check(config, "allow_changes", _has(config, name), "fields of the config, such as data")
     _check(config, "codebook.decay", 0 <= config.codebook.decay < math.inf, "a number from 0")
+    share = 0 < config.evaluation_share <= 1
+    _check(config, "evaluation_share", share, "a number above 0 to 1")
     _check(config, "data.max_bad_share", 0 <= config.data.max_bad_share <= 1, "0 to 1")
     _check(
         config,
@@ -140,7 +145,11 @@ def allowed_changes(config: ConfigDict) -> list[str]:
 
 
 def changes(
-    saved: dict[str, Any], config: dict[str, Any], allowed: Sequence[str] = (), prefix: str = ""
+    saved: dict[str, Any],
+    config: dict[str, Any],
+    allowed: Sequence[str] = (),
+    prefix: str = "",
+    free: Sequence[str] = FREE,
 ) -> list[str]:
     """The fields that a run may not change on resume and that differ, one text each.
 
@@ -149,14 +158,15 @@ def changes(
         config: the config now.
         allowed: fields and sections that may differ, beside those that always may.
         prefix: the section's name and a dot.
+        free: the fields that always may.
     """
     found = []
     for name in sorted(saved.keys() | config.keys()):
         old, new, field = saved.get(name), config.get(name), f"{prefix}{name}"
-        if field in FREE or field in allowed:
+        if field in free or field in allowed:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            found += changes(old, new, allowed, f"{field}.")
+            found += changes(old, new, allowed, f"{field}.", free)
         elif old != new:
             found.append(f"config.{field} was {old!r} and is {new!r}")
     return found

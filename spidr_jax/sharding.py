@@ -56,7 +56,11 @@ def state_shardings(state: Any, mesh: Mesh, fsdp: bool) -> Any:
 
 def gather(tree: Any, mesh: Mesh) -> Any:
     """A tree of arrays, whole on every device; all processes must call it."""
-    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return jax.jit(_same, out_shardings=replicated(mesh))(tree)
+
+
+def _same(tree: Any) -> Any:  # one function, that it is compiled once
+    return tree
 
 
 def device_bytes(tree: Any) -> int:
