@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from spidr_jax import phases, processes, sharding
@@ -125,6 +126,7 @@ def use_cache(folder: str) -> None:
         processes.say(f"warning: config.compilation_cache: {error}; every start compiles anew")
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
+    compilation_cache.reset_cache()  # something compiled before would have decided for none
 
 
 def _cpu_kind() -> str:
