@@ -199,7 +199,7 @@ def _run_memory(args: argparse.Namespace) -> None:
 
 
 def _run_loop(args: argparse.Namespace) -> None:
-    setup = bench_setup.load(args.config, args.set)
+    setup = bench_setup.load(args.config, args.set, rows=1)
     found = bench_loop.bench_loop(setup, args.steps)
     print(bench_loop.table(found))
     if args.json:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -441,3 +442,31 @@ def test_a_reference_that_is_not_there_is_said(
     error = capsys.readouterr().err
     assert error.startswith("the reference cannot be imported: ")
     assert error.count("\n") == 1
+
+
+def test_the_loop_is_measured_on_files_and_on_kept_batches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: None
+) -> None:
+    manifest = tiny.write_corpus(tmp_path / "corpus", utterances=12, seconds=0.5)
+    path, out = tmp_path / "config.py", tmp_path / "out.json"
+    path.write_text(
+        f"""
+import sys; sys.path.insert(0, {str(Path(tiny.__file__).parent)!r})
+from pathlib import Path
+import tiny
+
+def get_config():
+    return tiny.config(Path({str(manifest)!r}), Path("run"))
+"""
+    )
+    arguments = ["loop", "--config", str(path), "--steps", "5", "--json", str(out)]
+    assert bench.main(arguments) == 0
+    found = json.loads(out.read_text())
+    assert found["steps"] == 8  # whole rounds
+    assert len(found["shares"]) == 4
+    rates = [found[name]["audio_per_s"] for name in ("from files", "on kept batches")]
+    assert found["share"] == pytest.approx(rates[0] / rates[1])
+    assert found["from files"]["waited_share"] > found["on kept batches"]["waited_share"]
+    assert f"from files: {found['share']:.1%}" in capsys.readouterr().out
+    assert bench.main([*arguments, "--set", "data.manifest="]) == 2
+    assert "data.manifest: allowed is a manifest's path" in capsys.readouterr().err
