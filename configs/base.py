@@ -26,9 +26,12 @@ def get_config() -> ConfigDict:
     config.log_every = 200
     config.max_skipped = 10  # updates in a row that are not finite, before the run stops
     config.watchdog_seconds = 900  # without a finished step, then the process ends; 0: never
-    config.evaluation = ""  # name:manifest:alignment,... for unit quality at start and end
+    config.evaluation = ""  # name:manifest:alignment:item,... for unit quality and ABX
+    config.evaluation_every = 10_000  # steps; at the start and at the end too, 0: only then
+    config.evaluation_share = 0.05  # of the time, which evaluations in between may not exceed
     config.validation = ""  # name:manifest,... to measure the loss and its company on
     config.validation_every = 2_500  # steps; at the start and at the end too
+    config.compilation_cache = "~/.cache/spidr_jax/xla"  # folder of compiled programs; empty: none
     config.tensorboard = False  # event files in workdir/tensorboard
     config.wandb = ""  # Weights & Biases project
 
@@ -105,6 +108,10 @@ def get_config() -> ConfigDict:
 
     config.sharding = ConfigDict()
     config.sharding.fsdp = False  # split the state over the devices: less memory, more traffic
+
+    config.memory = ConfigDict()  # what saves memory for time, with equal results
+    config.memory.accumulate = 1  # parts of a batch, one after the other; less rows at a time
+    config.memory.remat = False  # compute layers again in the backward pass
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 2_500

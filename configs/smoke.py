@@ -48,7 +48,10 @@ def get_config() -> ConfigDict:
     config.data.embedded_corpus = corpus
     config.data.manifest = corpus + "/train/manifest.csv"
     held_out = corpus + "/dev-unseen"
-    config.evaluation = "unseen:" + held_out + "/manifest.csv:" + held_out + "/alignment.txt"
+    files = [held_out + name for name in ("/manifest.csv", "/alignment.txt", "/triphone.item")]
+    config.evaluation = "unseen:" + files[0] + ":" + files[1] + ":" + files[2]
+    config.evaluation_every = 100
+    config.evaluation_share = 0.3  # of minutes; the first compiles
     config.data.min_samples = 46_160
     config.data.max_samples = 46_160  # 144 frames
     config.data.num_rungs = 1

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spidr_jax.dropout import drop
+from spidr_jax.dropout import drop, zero
 
 
 def attention(
@@ -87,19 +87,33 @@ def _forward(
     scores *= q.shape[-1] ** -0.5  # [B, H, T, T]
     if frame_mask is not None:
         scores = jnp.where(frame_mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores).astype(v.dtype)
-    output = jnp.einsum("bhqk,bkhd->bqhd", drop(weights, seeds, rate), v)
-    return output, (q, k, v, weights, output, seeds)
+    peaks = scores.max(axis=-1, keepdims=True)
+    powers = jnp.exp(scores - peaks).astype(v.dtype)  # the softmax's numerators
+    totals = powers.astype(jnp.float32).sum(axis=-1)  # [B, H, T]
+    kept = zero(powers, seeds, rate)
+    output = jnp.einsum("bhqk,bkhd->bqhd", kept, v, preferred_element_type=jnp.float32)
+    output *= _shares(totals, seeds, rate)
+    return output.astype(v.dtype), (q, k, v, powers, totals, output, seeds)
+
+
+def _shares(totals: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
+    """What makes numerators that are kept the weights, [B, T, H, 1]."""
+    return 1 / (totals * (1 - rate if seeds is not None else 1)).swapaxes(1, 2)[..., None]
 
 
 def _backward(rate: float, saved: Any, g: jax.Array) -> tuple[jax.Array | None, ...]:
-    """As in flash attention, the softmax's row sums come from the output, not from [T, T]."""
-    q, k, v, weights, output, seeds = saved
-    v_gradient = jnp.einsum("bhqk,bqhd->bkhd", drop(weights, seeds, rate), g)
-    sums = jnp.einsum("bqhd,bqhd->bhq", g, output, preferred_element_type=jnp.float32)
-    dropped = jnp.einsum("bqhd,bkhd->bhqk", g, v, preferred_element_type=jnp.float32)
-    slopes = weights * (drop(dropped, seeds, rate) - sums[..., None])
-    slopes = (slopes * q.shape[-1] ** -0.5).astype(q.dtype)
+    """As in flash attention, the softmax's row sums come from the output, not from [T, T].
+
+    The output is kept in float32 for that: rounded, it would double the gradients' error.
+    """
+    q, k, v, powers, totals, output, seeds = saved
+    sums = (g.astype(jnp.float32) * output).sum(axis=-1).swapaxes(1, 2)  # [B, H, T]
+    shares = (g * _shares(totals, seeds, rate)).astype(v.dtype)
+    v_gradient = jnp.einsum("bhqk,bqhd->bkhd", zero(powers, seeds, rate), shares)
+    slopes = jnp.einsum("bqhd,bkhd->bhqk", g, v, preferred_element_type=jnp.float32)
+    slopes = drop(slopes, seeds, rate) - sums[..., None]
+    slopes *= powers * (q.shape[-1] ** -0.5 / totals)[..., None]
+    slopes = slopes.astype(q.dtype)
     q_gradient = jnp.einsum("bhqk,bkhd->bqhd", slopes, k)
     k_gradient = jnp.einsum("bhqk,bqhd->bkhd", slopes, q)
     return q_gradient, k_gradient, v_gradient, None, None

@@ -1,5 +1,10 @@
 """Measure the parts that a run's speed depends on.
 
+python -m spidr_jax.bench step [--config C] [--batch B] [--samples S] [--frozen] [--reference]
+    [--parts] [--profile DIR] [--steps N] [--set FIELD=VALUE] [--json FILE]
+python -m spidr_jax.bench memory [--config C] [--samples S] [--devices-gb 24,40,80] [--frozen]
+    [--reserve SHARE] [--set FIELD=VALUE] [--json FILE]
+python -m spidr_jax.bench loop [--config C] [--steps N] [--set FIELD=VALUE] [--json FILE]
 python -m spidr_jax.bench data --manifest M [--threads 1,2] [--seconds 5] [--reference]
 python -m spidr_jax.bench scale [--config C] [--devices 16,64,256] [--samples S] [--fsdp]
 """
@@ -17,7 +22,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from spidr_jax import bench_scale
+from spidr_jax import bench_loop, bench_memory, bench_scale, bench_setup, bench_step
 from spidr_jax.data import audio, pipeline
 from spidr_jax.data.plan import make_plan
 from spidr_jax.data.sources import Source, open_sources
@@ -164,6 +169,50 @@ def _run_scale(args: argparse.Namespace) -> None:
             json.dump([dataclasses.asdict(each) for each in demands], file, indent=2)
 
 
+def _run_step(args: argparse.Namespace) -> None:
+    setup = bench_setup.load(args.config, args.set, args.batch, args.samples)
+    found = bench_step.bench_step(
+        setup,
+        frozen=args.frozen,
+        steps=args.steps,
+        reference=args.reference,
+        parts=args.parts,
+        profile=args.profile,
+    )
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=2)
+
+
+def _run_memory(args: argparse.Namespace) -> None:
+    if not 0 <= args.reserve < 1:
+        raise ValueError(f"reserve: {args.reserve}, allowed is a share from 0 to below 1")
+    setup = bench_setup.load(args.config, args.set, rows=1, samples=args.samples)
+    name = "frozen" if args.frozen else "full"
+    found = bench_memory.bench_memory(
+        {name: setup.step_config}, samples=setup.samples, frozen=args.frozen
+    )
+    print(bench_memory.table(found, args.devices_gb, args.reserve, setup.samples))
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump([dataclasses.asdict(each) for each in found], file, indent=2)
+
+
+def _run_loop(args: argparse.Namespace) -> None:
+    setup = bench_setup.load(args.config, args.set, rows=1)
+    found = bench_loop.bench_loop(setup, args.steps)
+    print(bench_loop.table(found))
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=2)
+
+
+def _add_setup(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", default="configs/base.py")
+    command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    command.add_argument("--samples", type=int, help="of an utterance")
+
+
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -172,6 +221,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark and give the exit code: 2 where it could not be run."""
     parser = argparse.ArgumentParser(prog="python -m spidr_jax.bench")
     commands = parser.add_subparsers(dest="command", required=True)
+    step = commands.add_parser("step", help="time, arithmetic and memory of a step on one device")
+    step.set_defaults(run=_run_step)
+    _add_setup(step)
+    step.add_argument("--batch", type=int, help="utterances, else as many as the config allows")
+    step.add_argument("--frozen", action="store_true", help="the phase from freeze_step on")
+    step.add_argument("--reference", action="store_true", help="also the PyTorch reference")
+    step.add_argument("--parts", action="store_true", help="also the parts of the step, alone")
+    step.add_argument("--profile", metavar="DIR", help="trace some steps; the top kernels")
+    step.add_argument("--steps", type=int, default=20, help="to time")
+    step.add_argument("--json", help="a file for all numbers")
+    memory = commands.add_parser("memory", help="the batches that devices' memory holds")
+    memory.set_defaults(run=_run_memory)
+    _add_setup(memory)
+    memory.add_argument("--devices-gb", type=_numbers, default=[24, 40, 80])
+    memory.add_argument("--frozen", action="store_true", help="the phase from freeze_step on")
+    memory.add_argument(
+        "--reserve",
+        type=float,
+        default=0.25,
+        help="share to leave; JAX itself takes 75 %% of a GPU",
+    )
+    memory.add_argument("--json", help="a file for all numbers, in bytes")
+    loop = commands.add_parser("loop", help="steps on files against steps on kept batches")
+    loop.set_defaults(run=_run_loop)
+    loop.add_argument("--config", default="configs/base.py")
+    loop.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    loop.add_argument("--steps", type=int, default=40, help="of each, timed")
+    loop.add_argument("--json", help="a file for all numbers")
     data = commands.add_parser("data", help="files to host batches, in seconds of audio a second")
     data.set_defaults(run=_run_data)
     data.add_argument("--manifest", required=True)

@@ -100,10 +100,7 @@ def measure(config: StepConfig, devices: int, rows: int, samples: int, fsdp: boo
     if not 2 <= devices <= jax.device_count():
         raise ValueError(f"devices: {devices} is not within 2 .. {jax.device_count()}")
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
-    state = phases.abstract_state(config, mesh, fsdp, frozen=False)
-    batch = _abstract_batch(mesh, devices * rows, samples)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    lowered = phases.jit_step(config, mesh, fsdp, frozen=False).lower(state, batch, key)
+    lowered, state, batch = lower_step(config, mesh, devices * rows, samples, fsdp)
     with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile(compiler_options=_DUMP | {"xla_dump_to": folder})
         (text,) = [path.read_text() for path in Path(folder).glob(_PARTITIONED)]
@@ -125,6 +122,25 @@ def measure(config: StepConfig, devices: int, rows: int, samples: int, fsdp: boo
         },
         sent=sum(each.sent(devices) for each in found),
     )
+
+
+def lower_step(
+    config: StepConfig,
+    mesh: Mesh,
+    rows: int,
+    samples: int,
+    fsdp: bool = False,
+    frozen: bool = False,
+) -> tuple[jax.stages.Lowered, TrainState, dict[str, jax.ShapeDtypeStruct]]:
+    """Lower the step for a global batch of a shape; nothing is computed.
+
+    Returns:
+        The lowered step, and the shapes of its state and batch.
+    """
+    state = phases.abstract_state(config, mesh, fsdp, frozen)
+    batch = _abstract_batch(mesh, rows, samples)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return phases.jit_step(config, mesh, fsdp, frozen).lower(state, batch, key), state, batch
 
 
 def _abstract_batch(mesh: Mesh, rows: int, samples: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -23,12 +24,16 @@ FREE = (  # may change on resume; what the data are, the plan's fingerprint know
     "max_skipped",
     "watchdog_seconds",
     "evaluation",
+    "evaluation_every",
+    "evaluation_share",
     "validation",
     "validation_every",
+    "compilation_cache",
     "tensorboard",
     "wandb",
     "checkpoint",
     "sharding",
+    "memory",
     "init_from",
     "resume_step",
     "allow_changes",
@@ -55,6 +60,7 @@ def validate(config: ConfigDict) -> None:
         "seed": 0,
         "steps": 1,
         "log_every": 1,
+        "evaluation_every": 0,
         "validation_every": 1,
         "max_skipped": 1,
         "freeze_step": 0,
@@ -66,6 +72,7 @@ def validate(config: ConfigDict) -> None:
         "data.planned_devices": 1,
         "data.num_threads": 1,
         "data.min_samples": 0,
+        "memory.accumulate": 1,
     }
     if config.resume_step is not None:
         least["resume_step"] = 0
@@ -77,6 +84,8 @@ def validate(config: ConfigDict) -> None:
     for name in allowed_changes(config):
         _check(config, "allow_changes", _has(config, name), "fields of the config, such as data")
     _check(config, "codebook.decay", 0 <= config.codebook.decay < math.inf, "a number from 0")
+    share = 0 < config.evaluation_share <= 1
+    _check(config, "evaluation_share", share, "a number above 0 to 1")
     _check(config, "data.max_bad_share", 0 <= config.data.max_bad_share <= 1, "0 to 1")
     _check(
         config,
@@ -113,7 +122,17 @@ def step_config(config: ConfigDict) -> StepConfig:
         codebook_decay=config.codebook.decay,
         freeze_step=config.freeze_step,
         dtype=PRECISIONS[config.precision],
+        accumulate=config.memory.accumulate,
+        remat=config.memory.remat,
     )
+
+
+def set_jax_options(config: ConfigDict) -> None:
+    """Set what every program that runs the training step needs of JAX, for this process."""
+    if config.precision == "float32":
+        jax.config.update("jax_default_matmul_precision", "float32")
+    # or a compilation cache never knows a program for several devices again: grouped_conv.py
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
@@ -127,7 +146,11 @@ def allowed_changes(config: ConfigDict) -> list[str]:
 
 
 def changes(
-    saved: dict[str, Any], config: dict[str, Any], allowed: Sequence[str] = (), prefix: str = ""
+    saved: dict[str, Any],
+    config: dict[str, Any],
+    allowed: Sequence[str] = (),
+    prefix: str = "",
+    free: Sequence[str] = FREE,
 ) -> list[str]:
     """The fields that a run may not change on resume and that differ, one text each.
 
@@ -136,14 +159,15 @@ def changes(
         config: the config now.
         allowed: fields and sections that may differ, beside those that always may.
         prefix: the section's name and a dot.
+        free: the fields that always may.
     """
     found = []
     for name in sorted(saved.keys() | config.keys()):
         old, new, field = saved.get(name), config.get(name), f"{prefix}{name}"
-        if field in FREE or field in allowed:
+        if field in free or field in allowed:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            found += changes(old, new, allowed, f"{field}.")
+            found += changes(old, new, allowed, f"{field}.", free)
         elif old != new:
             found.append(f"config.{field} was {old!r} and is {new!r}")
     return found

@@ -38,9 +38,8 @@ def keep(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
         rate: to drop, 0 to below 1.
 
     Returns:
-        bool of that shape. The hash's shifts and factors are those of "lowbias32" (C. Wellons,
-        hash-prospector), with the second seed added half-way, or rows whose first seeds lie
-        close together would share parts of their masks.
+        bool of that shape. The hash is "lowbias32" (C. Wellons, hash-prospector) of place plus
+        first seed, times the second, as rows whose first seeds are near share parts of the rest.
     """
     index = jnp.zeros((1, *shape[1:]), jnp.uint32)
     for axis in range(1, len(shape)):
@@ -48,16 +47,20 @@ def keep(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
         index += lax.broadcasted_iota(jnp.uint32, index.shape, axis) * jnp.uint32(stride)
     first, second = (seeds[:, i].reshape(-1, *[1] * (len(shape) - 1)) for i in range(2))
     x = index + first
-    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD) + second
+    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
     x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
-    return (x ^ (x >> 15)) >= jnp.uint32(round(rate * 2**32))
+    x = (x ^ (x >> 15)) * (second | 1)
+    return x >= jnp.uint32(round(rate * 2**32))
+
+
+def zero(x: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
+    """Zero what `keep` does not keep; without seeds change nothing."""
+    return x if seeds is None or rate == 0 else jnp.where(keep(seeds, x.shape, rate), x, 0)
 
 
 def drop(x: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
-    """Zero what `keep` does not keep and scale the rest by 1 / (1 - rate); None: change nothing."""
-    if seeds is None or rate == 0:
-        return x
-    return jnp.where(keep(seeds, x.shape, rate), x / (1 - rate), 0).astype(x.dtype)
+    """`zero`, and scale the rest by 1 / (1 - rate)."""
+    return x if seeds is None or rate == 0 else zero(x / (1 - rate), seeds, rate)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -15,8 +15,8 @@ from spidr_jax.attention import attention
 from spidr_jax.dropout import Noise, dropout
 from spidr_jax.grouped_conv import grouped_conv
 from spidr_jax.model_config import ModelConfig
-from spidr_jax.norm import Norm
-from spidr_jax.ops import add_layer_norm, gelu, layer_norm, layer_norm_gelu, uniform_init
+from spidr_jax.norm import LayerNorm
+from spidr_jax.ops import gelu, layer_norm_gelu, uniform_init
 
 LAYER_PLACES = 4  # of a layer that drop: attention's weights, its output, GELU, the layer's output
 
@@ -112,17 +112,17 @@ class TransformerLayer(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         attend = SelfAttention(self.config, self.dtype, name="attention")
         feed_forward = FeedForward(self.config, self.dtype, name="feed_forward")
-        norm_1 = Norm(name="layer_norm")(x.shape[-1])
-        norm_2 = Norm(name="final_layer_norm")(x.shape[-1])
+        norm_1 = LayerNorm(name="layer_norm")
+        norm_2 = LayerNorm(name="final_layer_norm")
         rate = self.config.encoder_dropout
         places = [None if seeds is None else seeds[:, i] for i in range(LAYER_PLACES)]
         if self.config.encoder_layer_norm_first:
-            x = x + dropout(attend(layer_norm(x, *norm_1), frame_mask, places[0]), places[1], rate)
-            output = feed_forward(layer_norm(x, *norm_2), places[2])
+            x = x + dropout(attend(norm_1(x), frame_mask, places[0]), places[1], rate)
+            output = feed_forward(norm_2(x), places[2])
             return x + dropout(output, places[3], rate), output
-        x = add_layer_norm(x, attend(x, frame_mask, places[0]), *norm_1, places[1], rate)
+        x = norm_1(attend(x, frame_mask, places[0]), x, places[1], rate)
         output = feed_forward(x, places[2])
-        return add_layer_norm(x, output, *norm_2, places[3], rate), output
+        return norm_2(output, x, places[3], rate), output
 
 
 class Encoder(nn.Module):
@@ -148,11 +148,11 @@ class Encoder(nn.Module):
             the feed-forward output before the residual, [B, T, D].
         """
         cfg = self.config
-        norm = Norm(name="layer_norm")(x.shape[-1])
+        norm = LayerNorm(name="layer_norm")
         seeds = None if noise is None else noise.seeds
         x = x + PositionalConv(cfg, self.dtype, name="pos_conv_embed")(x, frame_mask)
         if not cfg.encoder_layer_norm_first:
-            x = layer_norm(x, *norm)
+            x = norm(x)
         x = dropout(x, None if seeds is None else seeds[:, 0], cfg.encoder_dropout)
         layer_class = nn.remat(TransformerLayer) if self.remat else TransformerLayer
         outputs = []
@@ -165,4 +165,4 @@ class Encoder(nn.Module):
                 layer_x = jnp.where(noise.kept[i], layer_x, x)
             x = layer_x
             outputs.append(output)
-        return layer_norm(x, *norm) if cfg.encoder_layer_norm_first else x, outputs
+        return norm(x) if cfg.encoder_layer_norm_first else x, outputs

@@ -21,11 +21,11 @@ from typing import Any
 
 import jax
 
-from spidr_jax import extract, inference, measure, model, windows
+from spidr_jax import inference, measure, windows
 from spidr_jax.data import audio
 from spidr_jax.data.corpus import Corpus, open_manifest
-from spidr_jax.eval import abx, items, quality
-from spidr_jax.eval.alignment import read_alignment
+from spidr_jax.eval import abx, items
+from spidr_jax.evaluation_sets import open_set
 from spidr_jax.forward import KINDS, layers_of, make_joint_forward
 from spidr_jax.measure import AbxOptions, EvaluationSet
 from spidr_jax.model_config import ModelConfig
@@ -33,66 +33,6 @@ from spidr_jax.reference_config import MODEL_TYPES
 from spidr_jax.scores import Measured, as_dict, table
 
 _Found = tuple[list[Measured], dict[str, int]]  # numbers, and counts of the items
-
-
-def open_sets(text: str) -> list[EvaluationSet]:
-    """Open "name:manifest:alignment,...".
-
-    Raises:
-        ValueError: an entry is malformed, or an utterance has no alignment.
-        FileNotFoundError: a file is missing.
-    """
-    sets = []
-    for entry in filter(None, text.split(",")):
-        parts = entry.split(":")
-        if len(parts) != 3 or not all(parts):
-            raise ValueError(f"config.evaluation: {entry!r} is not name:manifest:alignment")
-        sets.append(open_set(*parts))
-    return sets
-
-
-def open_set(
-    name: str, manifest: str, alignment: str | None = None, item: str | None = None
-) -> EvaluationSet:
-    """Open a corpus with its alignment, its ABX items, or both.
-
-    Raises:
-        ValueError: an utterance has no alignment, an item's file is no utterance, or a file is
-            malformed.
-        FileNotFoundError: a file is missing.
-    """
-    corpus = open_manifest(manifest)
-    phones = None if alignment is None else read_alignment(alignment)
-    known = {row.fileid for row in corpus}
-    if phones is not None and (missing := sorted(known - phones.keys())):
-        raise ValueError(f"{alignment}: has no phones of {missing[0]!r} of {manifest}")
-    found = None if item is None else items.read_items(item)
-    if found is not None and (missing := sorted(set(found.fileid.tolist()) - known)):
-        raise ValueError(f"{item}: {missing[0]!r} is no utterance of {manifest}")
-    return EvaluationSet(name, corpus, phones, found)
-
-
-def unit_quality(
-    units_fn: extract.UnitsFn,
-    params: model.Params,
-    config: ModelConfig,
-    evaluation: EvaluationSet,
-) -> dict[int, quality.UnitsQuality]:
-    """Quality of the units of each predicted layer, by layer number.
-
-    The set must have phones.
-    """
-    assert evaluation.phones is not None
-    rows = sorted(evaluation.corpus, key=lambda row: row.num_samples)
-    utterances = ((row.fileid, audio.standardised(audio.read_pcm(row))) for row in rows)
-    units = dict(extract.extract_units(units_fn, params, config, utterances))
-    return {
-        layer: quality.units_quality(
-            {name: (evaluation.phones[name], units[name][k]) for name in units},
-            config.codebook_size,
-        )
-        for k, layer in enumerate(config.codebook_layers)
-    }
 
 
 def wanted_layers(

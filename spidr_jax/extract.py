@@ -14,9 +14,8 @@ command could not be carried out.
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,37 +23,9 @@ import numpy as np
 from spidr_jax import extract_files, inference, sharding, windows
 from spidr_jax.data import audio, parallel
 from spidr_jax.data.corpus import Corpus, Row, open_manifest
-from spidr_jax.forward import KINDS, Forward, make_forward
-from spidr_jax.model_config import ModelConfig, num_frames
+from spidr_jax.forward import KINDS
+from spidr_jax.model_config import num_frames
 from spidr_jax.reference_config import MODEL_TYPES
-
-UnitsFn = Forward
-_TRAINING_BATCH = 640_000  # samples, of the evaluation in a training run
-
-
-def make_units_fn(config: ModelConfig, dtype: Any) -> UnitsFn:
-    """Make the jitted function (params, waveforms [B, S], lengths [B]) -> units int32 [K, B, T].
-
-    A unit is the most probable code of the student's prediction head on the unmasked audio.
-    """
-    return make_forward(config, dtype, "units", config.codebook_layers)
-
-
-def extract_units(
-    units_fn: UnitsFn,
-    params: Any,
-    config: ModelConfig,
-    utterances: Iterable[tuple[str, np.ndarray]],
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Units int32 [K, T] of each utterance.
-
-    Args:
-        units_fn: of `make_units_fn`.
-        params: the student side's parameters.
-        config: the architecture.
-        utterances: file ids with standardised waveforms [S], best sorted by length.
-    """
-    return inference.stream(units_fn, params, config, utterances, batch_samples=_TRAINING_BATCH)
 
 
 def extract(

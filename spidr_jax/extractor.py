@@ -13,8 +13,8 @@ from flax import linen as nn
 from jax import lax
 
 from spidr_jax.model_config import ModelConfig, num_frames
-from spidr_jax.norm import Norm
-from spidr_jax.ops import gelu, instance_norm, layer_norm, layer_norm_gelu, uniform_init
+from spidr_jax.norm import LayerNorm
+from spidr_jax.ops import gelu, instance_norm, uniform_init
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -80,7 +80,7 @@ class ConvLayerBlock(nn.Module):
     def __call__(self, x: jax.Array, frame_mask: jax.Array | None) -> jax.Array:
         x = Conv(self.channels, self.kernel, self.stride, self.use_bias, self.dtype, name="conv")(x)
         if self.norm == "layer_norm":
-            return layer_norm_gelu(x, *Norm(name="layer_norm")(self.channels))
+            return LayerNorm(gelu=True, name="layer_norm")(x)
         if self.norm == "group_norm":
             x = InstanceNorm(self.dtype, name="layer_norm")(x, frame_mask)
         return gelu(x)
@@ -128,7 +128,7 @@ class FeatureProjection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         bound = 1 / math.sqrt(x.shape[-1])
-        x = layer_norm(x, *Norm(name="layer_norm")(x.shape[-1]))
+        x = LayerNorm(name="layer_norm")(x)
         return nn.Dense(
             self.width,
             dtype=self.dtype,

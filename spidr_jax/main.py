@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging import CRITICAL, getLogger
 from pathlib import Path
+from typing import Any
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from spidr_jax import compilation, processes, train, watchdog
 from spidr_jax import config as config_lib
-from spidr_jax import processes, train, watchdog
 from spidr_jax.data.pipeline import BadDataError
 from spidr_jax.data.toy import make_corpus
 from spidr_jax.health import NotFiniteError
@@ -27,7 +27,10 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        text = error.args[-1] if isinstance(error, LookupError) and error.args else error
+        text: Any = error
+        if isinstance(error, LookupError | AttributeError):  # whose own text may be another's
+            while isinstance(text, Exception) and text.args:
+                text = text.args[-1]
         sys.exit(f"error: {' '.join(str(text).split())}")
 
 
@@ -59,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
     with processes.together():
         with one_line_errors(ValueError, OSError, ImportError):
             config = resolve(argv)
+            compilation.use_cache(config.compilation_cache)
             if config.data.embedded_corpus:
                 if processes.is_first():
                     make_corpus(config.data.embedded_corpus)
@@ -70,10 +74,7 @@ def main(argv: Sequence[str]) -> int:
 def run(config: ConfigDict) -> int:
     """Open, restore and train a run; gives the exit status."""
     with one_line_errors(ValueError, OSError, ImportError):
-        if config.precision == "float32":
-            jax.config.update("jax_default_matmul_precision", "float32")
-        # or a compilation cache never knows a program for several devices again: grouped_conv.py
-        jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
+        config_lib.set_jax_options(config)
         opened = train.open_run(config)
         state = train.build_state(opened)
     with one_line_errors(OSError, BadDataError, NotFiniteError):

@@ -24,6 +24,7 @@ from spidr_jax.model_config import ModelConfig, num_frames
 from spidr_jax.scores import Measured
 
 MFCC = "MFCC"
+_TITLE = "evaluate"
 Source = tuple[str, int | str]  # kind, and the layer's number or "MFCC"
 
 
@@ -107,6 +108,7 @@ def of_model(
     config: ModelConfig,
     corpus: Corpus,
     batch_samples: int,
+    title: str = _TITLE,
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Outputs of every utterance by one forward pass, as `collected` takes them.
 
@@ -116,6 +118,7 @@ def of_model(
         config: the architecture.
         corpus: the utterances.
         batch_samples: padded samples of a batch.
+        title: of the progress bar, empty for none.
 
     Raises:
         audio.AudioError: a file cannot be used.
@@ -128,7 +131,7 @@ def of_model(
             raise ValueError(f"{row.place}: {len(pcm)} samples are too short for a frame")
         return audio.standardised(pcm)
 
-    utterances = _read(corpus, standardised)
+    utterances = _read(corpus, standardised, title)
     return inference.stream(forward, params, config, utterances, batch_samples=batch_samples)
 
 
@@ -147,15 +150,15 @@ def of_mfcc(corpus: Corpus) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         except ValueError as error:
             raise ValueError(f"{row.place}: {error}") from None
 
-    for fileid, values in _read(corpus, features):
+    for fileid, values in _read(corpus, features, _TITLE):
         yield fileid, {"features": values[None]}
 
 
-def _read(corpus: Corpus, function: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _read(corpus: Corpus, function: Any, title: str) -> Iterator[tuple[str, np.ndarray]]:
     """What the function makes of each row, in order of length, by threads that run ahead."""
     order = np.argsort(corpus.num_samples, kind="stable").tolist()
     rows = [corpus.row(index) for index in order]
-    found = parallel.each(lambda i: function(rows[i]), len(rows), jobs=0, title="evaluate")
+    found = parallel.each(lambda i: function(rows[i]), len(rows), jobs=0, title=title)
     return ((row.fileid, values) for row, values in zip(rows, found, strict=True))
 
 

@@ -1,13 +1,26 @@
-"""The parameters of a LayerNorm; what is done with them stands in `ops.py`."""
+"""LayerNorm as a module: the parameters of the functions in `ops.py`."""
 
 import jax
 from flax import linen as nn
 
+from spidr_jax.ops import add_layer_norm, layer_norm, layer_norm_gelu
 
-class Norm(nn.Module):
-    """Gives a norm's scale and bias, float32 [D] each, for D channels."""
+
+class LayerNorm(nn.Module):
+    """LayerNorm of x [B, ..., D] or of residual + dropout(x); `gelu` puts GELU after it."""
+
+    gelu: bool = False
 
     @nn.compact
-    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        return scale, self.param("bias", nn.initializers.zeros, (channels,))
+    def __call__(
+        self,
+        x: jax.Array,
+        residual: jax.Array | None = None,
+        seeds: jax.Array | None = None,
+        rate: float = 0.0,
+    ) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        if residual is not None:
+            return add_layer_norm(residual, x, scale, bias, seeds, rate)
+        return (layer_norm_gelu if self.gelu else layer_norm)(x, scale, bias)

@@ -21,6 +21,7 @@ DEVICES = "JAX_LOCAL_DEVICE_IDS"
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _START_SECONDS = 600  # Kubernetes pulls the image on some hosts minutes later than on others
 _NOTICE_SECONDS = 20  # after which who waits says so
+_ALONE_SECONDS = 7 * 24 * 3600
 _HEARTBEAT_SECONDS = 30  # a dead process is noticed after so long, and all others end
 _SHUTDOWN_SECONDS = 30  # the last save is over by then, so that all leave within seconds
 
@@ -77,7 +78,8 @@ def start() -> None:
     if jax.distributed.is_initialized():
         return
     arguments = choose(os.environ)
-    if arguments.get("num_processes") == 1 and "coordinator_address" not in arguments:
+    alone = arguments.get("num_processes") == 1
+    if alone and "coordinator_address" not in arguments:
         address = f"127.0.0.1:{_free_port()}"
         arguments |= {"coordinator_address": address, "coordinator_bind_address": address}
     text = f"waiting up to {_START_SECONDS} s for the other processes: {arguments or 'TPU'}"
@@ -88,7 +90,8 @@ def start() -> None:
         jax.distributed.initialize(
             **arguments,
             initialization_timeout=_START_SECONDS,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            # a process alone on a busy machine must not take itself for dead
+            heartbeat_timeout_seconds=_ALONE_SECONDS if alone else _HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     notice.cancel()

@@ -2,7 +2,7 @@
 
 import datetime
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import jax
 from spidr_jax import processes
 from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.data.plan import Plan
-from spidr_jax.eval.quality import UnitsQuality
+from spidr_jax.eval.abx import SPEAKERS
 from spidr_jax.health import Collapse
 from spidr_jax.logs import Logs
 from spidr_jax.metrics import flatten, read
 from spidr_jax.model_config import ModelConfig
+from spidr_jax.scores import Measured
 from spidr_jax.train_step import StepConfig, TrainState
 
 
@@ -107,12 +108,14 @@ def introduce(folder: Path, plan: Plan, config: StepConfig, state: TrainState) -
     )
 
 
-def report_quality(step: int, name: str, measured: Mapping[int, UnitsQuality]) -> None:
-    """Say the unit quality of each layer of an evaluation set."""
-    layers = "  ".join(
-        f"layer {layer} {m.pnmi:.3f} ({m.active_codes} codes)" for layer, m in measured.items()
-    )
-    print(f"PNMI of units on {name} after step {step}: {layers}", flush=True)
+def report_evaluation(step: int, name: str, rows: Sequence[Measured], seconds: float) -> None:
+    """Say the unit quality and the ABX errors of each layer of an evaluation set."""
+    pnmi = [f"{r.layer} {q.pnmi:.3f} ({q.active_codes} codes)" for r in rows if (q := r.quality)]
+    errors = [(r.layer, *(r.abx[task].error for task in SPEAKERS)) for r in rows if r.abx]
+    abx = [f"{k} {within:.1%} / {across:.1%}" for k, within, across in errors]
+    named = {"PNMI of units": pnmi, "ABX of codebooks, within / across speakers": abx}
+    text = "\n".join(f"{kind}: layer {'  '.join(each)}" for kind, each in named.items() if each)
+    print(f"evaluation {name} after step {step} ({seconds:.1f} s)\n{text}", flush=True)
 
 
 def report_validation(step: int, name: str, values: Mapping[str, float], seconds: float) -> None:
@@ -134,9 +137,10 @@ def report_best(name: str, step: int, values: Mapping[str, float]) -> None:
 def conclude(
     folder: Path, step: int, steps: int, saved: int | None, best: tuple[int, float] | None
 ) -> None:
-    """Say where the run lies, how unit quality moved, and what to do next."""
+    """Say where the run lies, how PNMI and ABX moved, and what to do next."""
     lines = read(folder / "metrics.jsonl")
-    for name in [n for n in lines[0] if "_pnmi_" in n and n in lines[-1]] if lines else []:
+    moved = [n for n in lines[0] if "_pnmi_" in n or "_abx_across_" in n] if lines else []
+    for name in [n for n in moved if None not in (lines[0][n], lines[-1].get(n))]:
         print(f"{name}: {lines[0][name]:.3f} at step {lines[0]['step']}, {lines[-1][name]:.3f} now")
     print(
         f"{'finished' if step >= steps else 'stopped'} after step {step} of {steps}\n"

@@ -31,8 +31,8 @@ def state_shardings(state: Any, mesh: Mesh, fsdp: bool) -> Any:
         state: a `TrainState` of arrays or their shapes.
         mesh: from `make_mesh`.
         fsdp: split parameters, moments and teacher among the devices, each array along the
-            largest of its dimensions that their number divides; what has none is whole on every
-            device, as the codebooks are.
+            largest of its dimensions that their number divides, the last of equal ones; what has
+            none is whole on every device, as the codebooks are.
 
     Returns:
         The state's tree, of shardings.
@@ -46,7 +46,7 @@ def state_shardings(state: Any, mesh: Mesh, fsdp: bool) -> Any:
         fitting = [d for d, size in enumerate(x.shape) if size and size % mesh.size == 0]
         if not fitting:
             return whole
-        largest = max(fitting, key=lambda d: x.shape[d])
+        largest = max(fitting, key=lambda d: (x.shape[d], d))  # the last: products keep its order
         return NamedSharding(mesh, PartitionSpec(*[None] * largest, "data"))
 
     names = ("params", "opt_state", "teacher")
@@ -56,7 +56,11 @@ def state_shardings(state: Any, mesh: Mesh, fsdp: bool) -> Any:
 
 def gather(tree: Any, mesh: Mesh) -> Any:
     """A tree of arrays, whole on every device; all processes must call it."""
-    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return jax.jit(_same, out_shardings=replicated(mesh))(tree)
+
+
+def _same(tree: Any) -> Any:  # one function, that it is compiled once
+    return tree
 
 
 def device_bytes(tree: Any) -> int:

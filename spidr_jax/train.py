@@ -5,29 +5,28 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from spidr_jax import config as config_lib
-from spidr_jax import evaluate, extract, phases, processes, progress, resume, sharding, watchdog
+from spidr_jax import phases, processes, progress, resume, sharding, watchdog
 from spidr_jax.checkpoint import Checkpoints
+from spidr_jax.compilation import FREEZE_AHEAD, Programs, shapes_needed
 from spidr_jax.data import pipeline
 from spidr_jax.data.plan import Plan, make_plan
 from spidr_jax.data.sources import Rows, Source, open_sources
 from spidr_jax.health import NotFiniteError, SkippedUpdates
 from spidr_jax.logs import Logs, check_installed
-from spidr_jax.model import Params
 from spidr_jax.progress import ProgressLog
 from spidr_jax.report import draw
+from spidr_jax.run_evaluation import RunEvaluation, TimeShare
 from spidr_jax.stop import Stop, stop_on_signals
 from spidr_jax.train_step import StepConfig, TrainState
 from spidr_jax.validation import Validation
 
 _LIMITS = ("min_samples", "max_samples", "num_rungs", "max_batch_samples", "planned_devices")
-EVALUATION_SECONDS = 3600  # that the other processes wait for the one that evaluates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +38,9 @@ class Run:
     folder: Path
     sources: list[Source]
     plan: Plan
-    evaluations: list[evaluate.EvaluationSet]
     checkpoints: Checkpoints
     mesh: Mesh
-    units_fn: extract.UnitsFn
+    evaluation: RunEvaluation
     validation: Validation
 
 
@@ -59,14 +57,24 @@ def open_run(config: ConfigDict) -> Run:
     for source in sources:
         pipeline.probe(source)
     mesh = sharding.make_mesh()
+    parts = mesh.size * config.memory.accumulate
     for rung, rows in plan.rows.items():
-        if rows % mesh.size:
+        if rows % parts:
             raise ValueError(
                 f"config.data.planned_devices = {config.data.planned_devices}: its {rows} rows of "
-                f"{rung} samples do not divide among {mesh.size} devices; allowed is a multiple"
+                f"{rung} samples do not divide among {mesh.size} devices x memory.accumulate = "
+                f"{config.memory.accumulate}; allowed is a multiple"
             )
-    evaluations = evaluate.open_sets(config.evaluation)
     step_config = config_lib.step_config(config)
+    evaluation = RunEvaluation(
+        config.evaluation,
+        step_config,
+        mesh,
+        every=config.evaluation_every,
+        share=TimeShare(config.evaluation_share),
+        steps=config.steps,
+        log_every=config.log_every,
+    )
     validation = Validation(
         config.validation,
         step_config,
@@ -83,17 +91,15 @@ def open_run(config: ConfigDict) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     keeping = {name: config.checkpoint[name] for name in ("keep", "keep_every", "best")}
     checkpoints = Checkpoints(folder / "checkpoints", **keeping)
-    units_fn = extract.make_units_fn(step_config.model, step_config.dtype)
     return Run(
         config,
         step_config,
         folder,
         sources,
         plan,
-        evaluations,
         checkpoints,
         mesh,
-        units_fn,
+        evaluation,
         validation,
     )
 
@@ -154,13 +160,14 @@ def train(run: Run, state: TrainState) -> int:
         writes=processes.is_first(),
     )
     with closing(writer), closing(run.checkpoints), stop_on_signals() as stop:
-        _evaluate(run, state, writer)
+        run.evaluation.begin(run.folder)
+        if run.evaluation.due(start):
+            run.evaluation.measure(state, start, writer)
         run.validation.introduce()
         run.validation.measure(state, start, writer)
         if start < steps:
             log = ProgressLog(writer, steps, run.step_config.model)
             state = _loop(run, state, log, stop)
-            _evaluate(run, state, writer)
         watchdog.beat("writing the last checkpoint")
         _warn_if_unsaved(run.checkpoints.wait)
         saved = run.checkpoints.latest()
@@ -180,10 +187,14 @@ def train(run: Run, state: TrainState) -> int:
 def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainState:
     config, freeze_step = run.config, run.step_config.freeze_step
     start = int(state.step)
-    key = jax.random.split(jax.random.key(config.seed))[1]
-    step_fn, compiled = compile_step(run, start >= freeze_step), set[tuple[int, ...]]()
+    draw_key = jax.jit(
+        lambda: jax.random.split(jax.random.key(config.seed))[1],
+        out_shardings=sharding.replicated(run.mesh),
+    )
+    key = draw_key()
+    programs = Programs(run.step_config, run.mesh, config.sharding.fsdp)
     skipped = SkippedUpdates(int(state.skipped), config.max_skipped, partial(_describe_batch, run))
-    with _open_batches(run, start) as batches:
+    with programs, _open_batches(run, start) as batches:
         for step in range(start + 1, config.steps + 1):
             watchdog.beat(f"step {step}")
             try:
@@ -193,17 +204,17 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
                     log.flush()
                     _save(run, state, step - 1)
                 raise
-            if (shape := batch["waveforms"].shape) not in compiled:
+            shape, frozen = batch["waveforms"].shape, step > freeze_step
+            if not programs.ready(shape, frozen):
                 watchdog.beat(f"compilation of step {step}", watchdog.SLOW_SECONDS)
-                compiled.add(shape)
-            state, values = step_fn(state, batch, key)
+            state, values = programs.get(shape, frozen)(state, batch, key)
+            _prepare(run, programs, start, step)
             log.count(batch["waveforms"].size, batches.data_wait)
             with stop.because_of(NotFiniteError, pipeline.BadDataError):
                 skipped.add(step, values["skipped"])
                 batches.bad.check()
             if step == freeze_step:
                 state = phases.freeze(run.step_config, state)
-                step_fn, compiled = compile_step(run, frozen=True), set()
             ends = step == config.steps
             if step % config.log_every == 0 or step == 1 or ends:
                 log.add(step, values | {"bad_rows": sum(processes.gather(batches.bad.bad_rows))})
@@ -217,6 +228,9 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
                 _save(run, state, step, measured)
             if stops:
                 break
+            if run.evaluation.due(step):  # after the save: what it takes must not be lost with it
+                with log.paused(state):
+                    run.evaluation.measure(state, step, log.writer)
         with stop.because_of(NotFiniteError):
             skipped.flush()
     return state
@@ -237,9 +251,15 @@ def _open_batches(run: Run, start: int) -> pipeline.Batches:
     )
 
 
-def compile_step(run: Run, frozen: bool) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """The jitted training step of a phase."""
-    return phases.jit_step(run.step_config, run.mesh, run.config.sharding.fsdp, frozen)
+def _prepare(run: Run, programs: Programs, start: int, step: int) -> None:
+    """Have compiled in the background what later steps need, when `step` has been dispatched."""
+    freeze_step, steps = run.step_config.freeze_step, run.config.steps
+    if step == start + 1:
+        frozen = step > freeze_step
+        shapes = shapes_needed(run.plan, step, steps if frozen else min(freeze_step, steps))
+        programs.prepare(shapes, frozen)
+    if step == max(start + 1, freeze_step - FREEZE_AHEAD) and step <= freeze_step < steps:
+        programs.prepare(shapes_needed(run.plan, freeze_step, steps), frozen=True)
 
 
 def _save(run: Run, state: TrainState, step: int, measured: dict[str, float] | None = None) -> None:
@@ -276,26 +296,3 @@ def _describe_batch(run: Run, step: int) -> str:
     batch, rows = run.plan.batch(step - 1), Rows(run.sources)
     names = ", ".join(rows[row].fileid for row in batch.rows.tolist())
     return f"{len(batch.rows)} x {batch.num_samples} samples, epoch {batch.epoch}: {names}"
-
-
-def _evaluate(run: Run, state: TrainState, writer: Logs) -> None:
-    """Measure the units at the run's start and end, where the metrics do not hold it yet."""
-    step = int(state.step)
-    if step not in (0, run.config.steps) or not run.evaluations:
-        return
-    params = sharding.gather(state.params, run.mesh)
-    if processes.is_first():
-        _measure(run, jax.device_get(params), writer, step)
-    processes.wait(f"evaluation after step {step}", EVALUATION_SECONDS)
-
-
-def _measure(run: Run, params: Params, writer: Logs, step: int) -> None:
-    model_config = run.step_config.model
-    for evaluation in run.evaluations:
-        names = {layer: f"{evaluation.name}_pnmi_{layer}" for layer in model_config.codebook_layers}
-        if writer.has(step, names[model_config.encoder_num_layers]):
-            continue
-        watchdog.beat(f"evaluation on {evaluation.name}", EVALUATION_SECONDS)
-        measured = evaluate.unit_quality(run.units_fn, params, model_config, evaluation)
-        writer.write(step, {names[layer]: measured[layer].pnmi for layer in measured})
-        progress.report_quality(step, evaluation.name, measured)

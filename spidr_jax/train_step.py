@@ -52,7 +52,7 @@ class StepConfig:
     remat: bool = False  # compute a layer's inside again in the backward pass, to save memory
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """Over masked frames: what the metrics and the codebooks' update are made of."""
 
     loss: jax.Array  # [K]
@@ -106,7 +106,7 @@ def make_train_step(
         batch, masked_frames = _mask(config, batch, mask_key)
         noise = model.draw_noise(config.model, noise_key, len(batch["mask"]))
 
-        def loss_fn(trained: model.Params, rows: Batch) -> tuple[jax.Array, _Sums]:
+        def loss_fn(trained: model.Params, rows: Batch) -> tuple[jax.Array, Sums]:
             params = optim.merge(trained, rest)
             sums = _forward(config, params, state, rows, noise._replace(seeds=rows["seeds"]))
             return sums.loss.mean() / masked_frames, sums
@@ -182,28 +182,53 @@ def _accumulate(function: Callable[[Batch], Any], batch: Batch, parts: int) -> A
 
 def _forward(
     config: StepConfig, params: model.Params, state: TrainState, rows: Batch, noise: Noise | None
-) -> _Sums:
+) -> Sums:
     """Student, teacher and assignment for some rows."""
     nets = model.build(config.model, config.dtype, config.remat)
     waveforms, mask = _standardise(rows), rows["mask"]
     feats, frame_mask = model.extract(nets, params, waveforms, rows.get("lengths"))  # [B, T, D]
     x = model.mask_feats(nets, params, feats, mask, noise)
     outputs = model.encode(nets, params["student"], x, frame_mask, noise)
+    _, taught = model.encode(nets, state.teacher, jax.lax.stop_gradient(feats), frame_mask)
+    return compare(config, params, state.codebooks, outputs, taught, mask, frame_mask)
+
+
+def compare(
+    config: StepConfig,
+    params: model.Params,
+    codebooks: CodebookState,
+    outputs: tuple[jax.Array, list[jax.Array]],
+    taught: list[jax.Array],
+    mask: jax.Array,
+    frame_mask: jax.Array | None = None,
+) -> Sums:
+    """From what the two encoders give to what loss, metrics and the codebooks' update need.
+
+    Args:
+        config: what to compute.
+        params: the student side's, of which this uses the heads.
+        codebooks: before the step.
+        outputs: from `model.encode` for the student.
+        taught: each layer's representation [B, T, D] for the teacher.
+        mask: bool [B, T], the frames that count.
+        frame_mask: bool [B, T], true at valid frames; None if all are.
+    """
+    nets = model.build(config.model, config.dtype)
     logits = model.predict(nets, params, *outputs)  # [K, B, T, V]
     log_probs = _frames(jax.nn.log_softmax(logits))  # [K, N, V]
 
-    targets = jax.lax.stop_gradient(_targets(nets, state.teacher, feats, frame_mask))  # [K, N, D]
-    codes = codebook.assign(state.codebooks, targets)  # [K, N]
+    targets = _targets(taught[-config.model.num_codebooks :], frame_mask)  # [K, N, D]
+    codes = codebook.assign(codebooks, targets)  # [K, N]
     counted = mask.reshape(-1, 1).astype(jnp.float32)  # [N, 1]
     assignments = jax.nn.one_hot(codes, config.model.codebook_size) * counted  # [K, N, V]
-    return _Sums(
+    return Sums(
         loss.masked_cross_entropy(log_probs, assignments),
         (jnp.exp(log_probs) * counted).sum(axis=1),
         codebook.totals(targets, assignments),
     )
 
 
-def _metrics(sums: _Sums, masked_frames: jax.Array) -> Metrics:
+def _metrics(sums: Sums, masked_frames: jax.Array) -> Metrics:
     usage = jnp.asarray(sums.assigned.counts)  # [K, V]
     metrics = {
         "loss": sums.loss / masked_frames,
@@ -216,16 +241,9 @@ def _metrics(sums: _Sums, masked_frames: jax.Array) -> Metrics:
     return per_codebook | means | {"masked_frames": masked_frames}
 
 
-def _targets(
-    nets: model.Networks,
-    teacher_params: model.Params,
-    feats: jax.Array,
-    frame_mask: jax.Array | None,
-) -> jax.Array:
-    """The teacher's standardised layer outputs for the K codebooks, float32 [K, N, D]."""
-    _, outputs = model.encode(nets, teacher_params, feats, frame_mask)
-    num_codebooks = nets.heads.num_codebooks
-    return _frames(jnp.stack([instance_norm(r, frame_mask) for r in outputs[-num_codebooks:]]))
+def _targets(taught: list[jax.Array], frame_mask: jax.Array | None) -> jax.Array:
+    """The teacher's layer outputs for the K codebooks, standardised, float32 [K, N, D]."""
+    return _frames(jnp.stack([instance_norm(r, frame_mask) for r in taught]))
 
 
 def _frames(x: jax.Array) -> jax.Array:

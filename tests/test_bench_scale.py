@@ -94,9 +94,9 @@ def test_a_whole_state_reduces_gradient_and_codebook_statistics_and_nothing_else
 ) -> None:
     whole = demands[0][0]
     masked_in_groups = 4 * DEVICES * ROWS // 4
-    losses_and_counts = 4 * (2 + 2 + 1)
+    losses_and_count = 4 * (2 + 1)
     predicted_codes = 4 * 2 * 8
-    rest = 4 * CODEBOOKS + masked_in_groups + losses_and_counts + predicted_codes
+    rest = 4 * CODEBOOKS + masked_in_groups + losses_and_count + predicted_codes
     assert whole["collectives"].keys() == {"all-reduce"}
     assert whole["collectives"]["all-reduce"][1] == GRADIENT + rest
     assert whole["sent"] == pytest.approx(2 * 7 / 8 * (GRADIENT + rest))
@@ -112,7 +112,7 @@ def test_a_split_state_scatters_the_gradient_and_gathers_teacher_and_parameters(
     student = 2 * ENCODER + norms + 2 * (EXTRACTOR + PROJECTION + MASK) + 4 * EXTRACTOR_NORMS
     heads = 2 * 2 * 32 * 8 + 4 * 2 * 8
     teacher = 2 * ENCODER + norms
-    backward = 4 * 2 * 32 * 8 + 2 * 8 * 16 * 16  # heads, and a convolution's kernel reversed
+    backward = 4 * 2 * 32 * 8  # heads
     assert split["all-gather"][1] == student + heads + teacher + backward
     statistics = whole["all-reduce"][1] - GRADIENT
     arrays = split["reduce-scatter"][0]

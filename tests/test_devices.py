@@ -1,4 +1,4 @@
-"""Eight devices compute what one does: loss, metrics, every tensor, the same masks and dropout."""
+"""Many devices compute what one does: loss, metrics, every tensor, the same masks and dropout."""
 
 import os
 import subprocess
@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 STEPS, ROWS, SAMPLES = 10, 8, 500
+RUNS = ((1, 1), (8, 1), (4, 2))  # devices, parts of the batch that they compute in turn
 
 
-def train_on(number: int) -> dict[str, np.ndarray]:
+Pair = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+def train_on(number: int, accumulate: int) -> dict[str, np.ndarray]:
     """Ten steps with the batch split over the first `number` devices: metrics, state, masks."""
     import jax
     import jax.numpy as jnp
@@ -40,6 +44,7 @@ def train_on(number: int) -> dict[str, np.ndarray]:
         masking=masking.MaskingConfig(group_rows=4),
         optimizer=OptimizerConfig(warmup_steps=4),
         dtype=jnp.float32,
+        accumulate=accumulate,
     )
     mesh = jax.make_mesh(
         (number,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:number]
@@ -84,44 +89,47 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]
         [sys.executable, __file__, str(folder)], env=environment, check=True, timeout=500
     )
     found = []
-    for number in (1, 8):
+    for number, _ in RUNS:
         with np.load(folder / f"{number}.npz") as arrays:
             found.append(dict(arrays))
-    assert found[0].keys() == found[1].keys()
+    assert found[0].keys() == found[1].keys() == found[2].keys()
     return found
 
 
-def test_masks_are_identical_on_one_and_eight_devices(runs: list[dict[str, np.ndarray]]) -> None:
-    one, eight = runs
+@pytest.fixture(params=[1, 2], ids=["8 devices", "4 devices, 2 parts"])
+def pair(runs: list[dict[str, np.ndarray]], request: pytest.FixtureRequest) -> Pair:
+    return runs[0], runs[request.param]
+
+
+def test_masks_are_identical_on_one_and_many_devices(pair: Pair) -> None:
+    one, many = pair
     masks = [name for name in one if name.startswith("mask ")]
     assert len(masks) == STEPS
     for name in masks:
-        np.testing.assert_array_equal(one[name], eight[name])
+        np.testing.assert_array_equal(one[name], many[name])
     frames = [f"metric masked_frames {index}" for index in range(STEPS)]
-    assert [one[name] for name in frames] == [eight[name] for name in frames]
+    assert [one[name] for name in frames] == [many[name] for name in frames]
 
 
-def test_metrics_are_equal_on_one_and_eight_devices(runs: list[dict[str, np.ndarray]]) -> None:
-    one, eight = runs
+def test_metrics_are_equal_on_one_and_many_devices(pair: Pair) -> None:
+    one, many = pair
     for name in one:
         if name.startswith("metric "):
-            np.testing.assert_allclose(eight[name], one[name], rtol=1e-6, err_msg=name)
+            np.testing.assert_allclose(many[name], one[name], rtol=1e-6, err_msg=name)
 
 
-def test_every_tensor_is_equal_on_one_and_eight_devices(
-    runs: list[dict[str, np.ndarray]],
-) -> None:
-    one, eight = runs
+def test_every_tensor_is_equal_on_one_and_many_devices(pair: Pair) -> None:
+    one, many = pair
     names = [name for name in one if name.startswith("state ") and ".opt_state" not in name]
     assert len(names) > 50
     for name in names:
         limit = 1e-5 if one[name.replace("state", "start")].any() else 1e-4
-        error = np.linalg.norm(eight[name] - one[name])
+        error = np.linalg.norm(many[name] - one[name])
         assert error <= limit * np.linalg.norm(one[name]), name
         changed = not np.array_equal(one[name], one[name.replace("state", "start")])
         assert changed or "final_layer_norm" in name or "skipped" in name, name
 
 
 if __name__ == "__main__":
-    for devices in (1, 8):
-        np.savez(Path(sys.argv[1]) / f"{devices}.npz", **train_on(devices))
+    for devices, parts in RUNS:
+        np.savez(Path(sys.argv[1]) / f"{devices}.npz", **train_on(devices, parts))

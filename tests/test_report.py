@@ -23,19 +23,6 @@ from spidr_jax.report import pictures, probe
 from spidr_jax.report.__main__ import main
 
 
-def write_alignment(manifest: Path) -> Path:
-    """Phones of 120 ms for every utterance, so that its middle has labels A, B, C in turn."""
-    path = manifest.with_name("alignment.txt")
-    lines = []
-    for row in corpus.open_manifest(manifest):
-        for i in range(row.num_samples // 1920):
-            lines.append(f"{row.fileid} {i * 0.12:.2f} {(i + 1) * 0.12:.2f} {'ABC'[i % 3]}\n")
-        lines.append(f"{row.fileid} {row.num_samples // 1920 * 0.12:.2f} "
-                     f"{row.num_samples / 16_000:.4f} A\n")  # fmt: skip
-    path.write_text("".join(lines))
-    return path
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
     """A real run of six steps with a validation and an evaluation set."""
@@ -44,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
     config = tiny.config(manifest, folder / "run")
     config.log_every = 1
     config.update(validation=f"dev:{manifest}", validation_every=3)
-    config.evaluation = f"tones:{manifest}:{write_alignment(manifest)}"
+    config.evaluation = f"tones:{manifest}:{tiny.write_labels(manifest)[0]}"
     run = train.open_run(config)
     assert train.train(run, train.build_state(run)) == 0
     return config

@@ -35,7 +35,7 @@ def state_of(*shapes: tuple[int, ...]) -> TrainState:
     [
         ((768, 3072), (None, "data")),
         ((3072, 768), ("data",)),
-        ((16, 16, 5), ("data",)),  # of equal ones the first
+        ((16, 16, 5), (None, "data")),  # of equal ones the last
         ((12, 768, 100), (None, "data")),
         ((12, 8, 20), (None, "data")),  # 12 and 20 do not divide by 8
         ((6, 20), ()),

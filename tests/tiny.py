@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 
 from spidr_jax import train_step
 from spidr_jax.checkpoint import Checkpoints
+from spidr_jax.data.corpus import open_manifest
+from spidr_jax.eval.items import COLUMNS
 from spidr_jax.model_config import ModelConfig
 from spidr_jax.train_step import StepConfig
 
@@ -35,6 +37,22 @@ def write_corpus(folder: Path, utterances: int = 14, seconds: float = 0.9) -> Pa
             soundfile.write(folder / f"u{i:02d}.wav", audio, 16_000, subtype="PCM_16")
             table.writerow([f"u{i:02d}", f"u{i:02d}.wav", samples])
     return folder / "manifest.csv"
+
+
+def write_labels(manifest: Path) -> tuple[Path, Path]:
+    """Write an alignment and ABX items of a corpus: phones A, B, C in turn, 120 ms each."""
+    alignment, items = manifest.with_name("alignment.txt"), manifest.with_name("phones.item")
+    segments, lines = [], [" ".join(COLUMNS)]
+    for number, row in enumerate(open_manifest(manifest)):
+        count = row.num_samples // 1920
+        for i in range(count):
+            times = f"{row.fileid} {i * 0.12:.2f} {(i + 1) * 0.12:.2f} {'ABC'[i % 3]}"
+            segments.append(times)
+            lines.append(f"{times} X Y {'st'[number % 2]}")
+        segments.append(f"{row.fileid} {count * 0.12:.2f} {row.num_samples / 16_000:.4f} A")
+    alignment.write_text("\n".join(segments) + "\n")
+    items.write_text("\n".join(lines) + "\n")
+    return alignment, items
 
 
 def config(manifest: Path, workdir: Path) -> ConfigDict:

@@ -12,13 +12,20 @@ _AHEAD = 64  # tasks in flight for each thread, so that ten million need no memo
 _T = TypeVar("_T")
 
 
-def each(function: Callable[[int], _T], count: int, *, jobs: int, title: str) -> Iterator[_T]:
-    """Yield `function(0)` .. `function(count - 1)`, computed by `jobs` threads (0: one a core)."""
+def each(function: Callable[[int], _T], count: int, *, jobs: int, title: str = "") -> Iterator[_T]:
+    """Yield `function(0)` .. `function(count - 1)`, computed by threads.
+
+    Args:
+        function: of a number.
+        count: of the numbers.
+        jobs: threads, 0 for one a core.
+        title: of the progress bar, empty for none.
+    """
     jobs = jobs or os.cpu_count() or 1
     pending: deque[Future[_T]] = deque()
     with (
         ThreadPoolExecutor(jobs) as pool,
-        tqdm(total=count, desc=title, unit=" files", dynamic_ncols=True) as bar,
+        tqdm(total=count, desc=title, disable=not title, unit=" files", dynamic_ncols=True) as bar,
     ):
         for index in range(count):
             pending.append(pool.submit(function, index))

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spidr_jax import evaluate, inference
+from spidr_jax import evaluation_sets, inference
 from spidr_jax.data import audio
 from spidr_jax.data.corpus import Corpus, Row
 from spidr_jax.eval import quality
@@ -66,7 +66,7 @@ def probe(run: Run, layer: int | None = None) -> Probe:
         raise ValueError('config.evaluation is empty: set it to "name:manifest:alignment"')
     if run.saved_step is None:
         raise ValueError(f"{run.folder} holds no checkpoint")
-    dataset = evaluate.open_sets(spec.split(",")[0])[0]
+    dataset = evaluation_sets.open_sets(spec.split(",")[0])[0]
     phones = dataset.phones
     if not phones:
         raise ValueError(f"the evaluation set {dataset.name} has no alignment")

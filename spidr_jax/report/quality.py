@@ -22,21 +22,27 @@ from spidr_jax.report.scale import span
 _MEASURED = re.compile(r"(.+)_(pnmi|abx\w*?|phone_purity|cluster_purity)_\d+")
 _UNITS = {"pnmi": "share of H(phone)", "purity": "probability"}
 
+_ABX = (
+    "ABX is the error of the codebook predictions, by angle; of large groups some items are drawn, "
+    "the same at every step. spidr_jax.evaluate takes all."
+)
 _Table = dict[tuple[str, str, int | str], float]  # by kind, name and layer
 
 
 def over_training(runs: Sequence[Run]) -> str:
     """PNMI, and ABX where it is measured, over layers at the last step and over steps."""
     found = [match for run in runs for n in run.names if (match := _MEASURED.fullmatch(n))]
-    parts, every = [], []
-    for name, kind in sorted({match.groups() for match in found}):
+    every: list[Metric] = []
+    parts = [paragraph(_ABX)] if any(match[2].startswith("abx") for match in found) else []
+    kinds = {match.groups() for match in found}
+    for name, kind in sorted(kinds, key=lambda each: (each[0], each[1] != "pnmi", each[1])):
         title = f"{_words(kind)} on {name}"
         metrics = per_layer(runs, f"{name}_{kind}", title, _unit(kind))
         over_layers = _over_layers(runs, f"{name}_{kind}", title, metrics)
         parts += [over_layers, grid(runs, metrics, same_axis=True)]
         every += metrics
     parts.append(last_values(runs, every))
-    how = 'set config.evaluation = "name:manifest:alignment".'
+    how = 'set config.evaluation = "name:manifest:alignment:item" and config.evaluation_every.'
     return section("Unit quality over steps and layers", *parts, how=how)
 
 

@@ -1,0 +1,106 @@
+"""What the benchmarks of a training step measure: a config's step, on a batch of some shape."""
+
+import ast
+import runpy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from spidr_jax import config as config_lib
+from spidr_jax.model_config import num_frames
+from spidr_jax.train_step import StepConfig
+
+USUAL_SAMPLES = 235_600  # of an utterance in the published recipe's batches of 3.8 M samples
+
+
+class Setup(NamedTuple):
+    """A step and the shape of its batch."""
+
+    config: ConfigDict
+    step_config: StepConfig
+    rows: int
+    samples: int
+
+    @property
+    def frames(self) -> int:
+        """Frames of an utterance."""
+        return num_frames(self.samples, self.step_config.model.extractor_conv_layer_config)
+
+
+def load(
+    path: str, overrides: Sequence[str] = (), rows: int | None = None, samples: int | None = None
+) -> Setup:
+    """Read a config file and check it and the batch's shape; sets JAX's options as training does.
+
+    Args:
+        path: of the config file.
+        overrides: texts FIELD=VALUE, such as "model.encoder_dropout=0".
+        rows: utterances in the batch; None for as many as the config allows.
+        samples: of each; None for the usual number, or the config's longest if that is less.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a value is not usable; one line says which.
+    """
+    config = _read(path)
+    for text in overrides:
+        _override(config, text)
+    step_config = config_lib.step_config(config)
+    samples = min(USUAL_SAMPLES, config.data.max_samples) if samples is None else samples
+    setup = Setup(config, step_config, config.data.max_batch_samples // max(1, samples), samples)
+    if setup.frames < 1:
+        raise ValueError(f"samples: {samples} give no frame; allowed are more")
+    setup = setup if rows is None else setup._replace(rows=rows)
+    if setup.rows < 1:
+        limit = f"data.max_batch_samples = {config.data.max_batch_samples} holds"
+        raise ValueError(f"batch: {setup.rows}, allowed is 1 or more (without it, what {limit})")
+    config_lib.set_jax_options(config)
+    # what compilation takes is measured
+    jax.config.update("jax_enable_compilation_cache", False)
+    return setup
+
+
+def draw_batch(setup: Setup) -> dict[str, np.ndarray]:
+    """Noise in the form that the data pipeline gives."""
+    draw = np.random.default_rng(0)
+    loudness = draw.uniform(300, 3000, (setup.rows, 1))
+    noise = draw.standard_normal((setup.rows, setup.samples), np.float32) * loudness
+    waveforms = noise.astype(np.int16)
+    return {
+        "waveforms": waveforms,
+        "mean": waveforms.mean(axis=1, dtype=np.float32),
+        "inv_std": 1 / waveforms.std(axis=1, dtype=np.float32),
+    }
+
+
+def _read(path: str) -> ConfigDict:
+    content = runpy.run_path(path)
+    if "get_config" not in content:
+        raise ValueError(f"{path}: no config file, as it has no get_config()")
+    return content["get_config"]()
+
+
+def _override(config: ConfigDict, text: str) -> None:
+    name, _, value = text.partition("=")
+    known = {field for field, _ in _leaves(config)}
+    if name not in known:
+        raise ValueError(f"--set {text}: allowed is FIELD=VALUE, with a field of the config")
+    try:
+        parsed = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        parsed = value  # such as a path
+    try:
+        config.update_from_flattened_dict({name: parsed})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--set {text}: {error}") from None
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for name, value in config.items():
+        nested = isinstance(value, ConfigDict)
+        found += _leaves(value, f"{prefix}{name}.") if nested else [(f"{prefix}{name}", value)]
+    return found

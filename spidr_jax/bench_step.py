@@ -1,0 +1,242 @@
+"""How fast a training step is on one device, and what else that costs: compilation and memory.
+
+The step is the one that training runs, with its state donated, on noise that lies on the device.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from spidr_jax import (
+    bench_flops,
+    bench_memory,
+    bench_parts,
+    bench_profile,
+    bench_setup,
+    phases,
+    sharding,
+)
+from spidr_jax.bench_setup import Setup
+from spidr_jax.bench_timing import Start, measure_peak, spread, stepper, take_turns
+from spidr_jax.data.audio import SAMPLE_RATE
+from spidr_jax.train_step import TrainState
+
+WARM_UP = 2  # steps
+OURS = "spidr_jax"
+_QUIET = 0.2  # of the cores busy with something else
+Rounds = list[list[float]]  # seconds of the steps of each
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled step and what it runs on.
+
+    Attributes:
+        lower_seconds: that tracing took.
+        compile_seconds: that XLA's compilation took, without a cache.
+        planned_bytes: of device memory that the program needs, as its compiler planned.
+    """
+
+    compiled: jax.stages.Compiled
+    state: TrainState
+    batch: dict[str, jax.Array]
+    key: jax.Array
+    lower_seconds: float
+    compile_seconds: float
+    planned_bytes: int
+
+
+def compile_step(setup: Setup, frozen: bool) -> Program:
+    """Compile the step of a phase for the first device, and draw its state and batch there."""
+    config, mesh = setup.step_config, Mesh(np.array(jax.devices()[:1]), ("data",))
+    state = phases.init_state(config, mesh, fsdp=False, key=jax.random.key(1))
+    if frozen:
+        state = phases.freeze(config, state)
+        state = state._replace(step=state.step + config.freeze_step)
+    batch = sharding.put_batch(bench_setup.draw_batch(setup), mesh)
+    key = jax.random.key(0)
+    begin = time.perf_counter()
+    lowered = phases.jit_step(config, mesh, fsdp=False, frozen=frozen).lower(state, batch, key)
+    middle = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = middle - begin, time.perf_counter() - middle
+    return Program(compiled, state, batch, key, *seconds, bench_memory.planned_bytes(compiled))
+
+
+def bench_step(
+    setup: Setup,
+    *,
+    frozen: bool = False,
+    steps: int = 20,
+    reference: bool = False,
+    parts: bool = False,
+    profile: str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measure a step; see the module.
+
+    Args:
+        setup: config and batch.
+        frozen: the phase from `freeze_step` on.
+        steps: at least so many timed steps.
+        reference: also time the PyTorch reference, in turns with ours.
+        parts: also time the step's parts.
+        profile: a folder for a trace of three more steps, which is also read.
+        say: gets each table, in Markdown, as soon as it is measured.
+
+    Returns:
+        What JSON holds: "conditions", "peak_tflops", "tflop" of a step, "contenders", "ratios" and
+        "skipped" by name, and "parts" and "profile" as asked for.
+
+    Raises:
+        ImportError: the reference is not installed.
+        ValueError: a value is not usable.
+    """
+    if steps < 1:
+        raise ValueError(f"steps: {steps}, allowed is 1 or more")
+    if reference:
+        from spidr_jax import bench_reference  # torch and the reference may not be there
+
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs room as well
+        bench_reference.check_installed()
+    conditions = _conditions(setup, frozen)
+    peak = measure_peak(setup.step_config.dtype)
+    program = compile_step(setup, frozen)
+    state = jax.tree.map(jnp.copy, program.state) if parts else None  # the step takes over its own
+    ours = stepper(program.compiled, program.state, program.batch, program.key)
+    for _ in range(WARM_UP):
+        ours()()
+    starts: dict[str, Start] = {OURS: ours}
+    skipped: dict[str, str] = {}
+    if reference:
+        theirs, skipped = bench_reference.make_steps(setup, frozen, program.batch, WARM_UP)
+        starts |= theirs
+    times = take_turns(starts, steps)
+    if reference:
+        conditions |= bench_reference.conditions()
+    found: dict[str, Any] = {"conditions": conditions, "skipped": skipped}
+    found |= _describe(setup, frozen, peak, program, times)
+    say(_table(found))
+    if state:
+        found["parts"] = bench_parts.bench_parts(setup, frozen, state, program.batch, steps, peak)
+        say("\n" + bench_parts.table(found["parts"]))
+    if profile:
+        found["profile"] = bench_profile.profile(ours, program.compiled.as_text() or "", profile)
+        say("\n" + bench_profile.table(found["profile"]))
+    return found
+
+
+def _describe(
+    setup: Setup, frozen: bool, peak: float, program: Program, times: dict[str, Rounds]
+) -> dict[str, Any]:
+    """Arithmetic, and what each contender's times say; of ours also compilation and memory."""
+    work = bench_flops.count_step(setup.step_config.model, setup.rows, setup.samples, frozen)
+    contenders: dict[str, dict[str, Any]] = {}
+    for name, rounds in times.items():
+        low, median, high, steps = spread([seconds for each in rounds for seconds in each])
+        contenders[name] = {
+            "median_ms": median * 1e3,
+            "quartiles_ms": [low * 1e3, high * 1e3],
+            "steps": steps,
+            "audio_per_s": setup.rows * setup.samples / SAMPLE_RATE / median,
+            "tflops": work / median / 1e12,
+            "share_of_peak": work / median / peak,
+        }
+    contenders[OURS] |= {
+        "lower_s": program.lower_seconds,
+        "compile_s": program.compile_seconds,
+        "planned_bytes": program.planned_bytes,
+        "peak_bytes": _peak_bytes(),
+    }
+    return {
+        "peak_tflops": peak / 1e12,
+        "tflop": work / 1e12,
+        "contenders": contenders,
+        "ratios": _ratios(times),
+    }
+
+
+def _ratios(times: dict[str, Rounds]) -> dict[str, Any]:
+    """How many times as long as ours each other takes: of all steps, and the rounds' extremes."""
+
+    def medians(name: str) -> np.ndarray:
+        return np.array([np.median(seconds) for seconds in times[name]])
+
+    found = {}
+    for name in [name for name in times if name != OURS]:
+        by_round = medians(name) / medians(OURS)
+        whole = np.median(np.concatenate(times[name])) / np.median(np.concatenate(times[OURS]))
+        found[name] = {"ratio": float(whole), "rounds": by_round.tolist()}
+    return found
+
+
+def _peak_bytes() -> int | None:
+    stats = jax.devices()[0].memory_stats()  # None on CPU
+    return stats["peak_bytes_in_use"] if stats else None
+
+
+def _conditions(setup: Setup, frozen: bool) -> dict[str, Any]:
+    device = jax.devices()[0]
+    return {
+        "device": f"{device.platform} ({device.device_kind})",
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),  # of whatever else runs here
+        "jax": jax.__version__,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "precision": setup.config.precision,
+        "rows": setup.rows,
+        "samples": setup.samples,
+        "frames": setup.frames,
+        "frozen": frozen,
+    }
+
+
+def _table(found: dict[str, Any]) -> str:
+    conditions = found["conditions"]
+    whole, peak = found["tflop"], found["peak_tflops"]
+    lines = [
+        ", ".join(f"{name} {value}" for name, value in conditions.items() if value != ""),
+        "",
+        "| what | step, ms | quartiles | steps | audio s/s | TFLOP/s | of the peak |",
+        "|---|---|---|---|---|---|---|",
+        f"| {whole:.3g} TFLOP at the peak of a matrix product | {whole / peak * 1e3:,.2f} "
+        f"| | | | {peak:.4g} | 100 % |",
+    ]
+    for name, each in found["contenders"].items():
+        low, high = each["quartiles_ms"]
+        lines.append(
+            f"| {name} | {each['median_ms']:,.2f} | {low:,.2f} .. {high:,.2f} | {each['steps']} "
+            f"| {each['audio_per_s']:,.0f} | {each['tflops']:.4g} | {each['share_of_peak']:.1%} |"
+        )
+    return "\n".join([*lines, "", *_notes(found)])
+
+
+def _notes(found: dict[str, Any]) -> list[str]:
+    ours = found["contenders"][OURS]
+    notes = [
+        f"compilation: {ours['lower_s']:.1f} s to trace, {ours['compile_s']:.1f} s to compile",
+        f"memory: {ours['planned_bytes'] / 2**30:.2f} GiB planned by the compiler; "
+        + (
+            f"{ours['peak_bytes'] / 2**30:.2f} GiB at the peak of the device, all since its start"
+            if ours["peak_bytes"]
+            else "this backend does not say its peak"
+        ),
+    ]
+    for name, each in found["ratios"].items():
+        extremes = f"{min(each['rounds']):.2f} .. {max(each['rounds']):.2f}"
+        notes.append(f"{name} takes {each['ratio']:.2f} times as long (rounds {extremes})")
+    conditions = found["conditions"]
+    if found["ratios"] and conditions["load"] > _QUIET * conditions["cores"]:
+        notes.append(
+            f"warning: load {conditions['load']} on {conditions['cores']} cores before this began: "
+            "PyTorch's threads wait for each other, so that what else runs costs it more than ours"
+        )
+    notes += [f"{name}: left out, {why}" for name, why in found["skipped"].items()]
+    return notes

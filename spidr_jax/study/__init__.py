@@ -1,0 +1,1 @@
+"""One config under several values and seeds, compared: what an ablation needs."""

@@ -1,0 +1,158 @@
+"""Run one config under several values and seeds, and compare; runnable.
+
+    python -m spidr_jax.study --config C --out DIR [--vary FIELD=V1,V2,... ...] [--seeds N]
+        [--set FIELD=VALUE ...] [--commands]
+    python -m spidr_jax.study --out DIR
+
+Every combination of the values is a setting and has N runs, DIR/NAME, one after another; their
+output goes to DIR/NAME.log. A comma in brackets or quotes belongs to its value: --vary
+"optimizer.betas=(0.9,0.95),(0.9,0.99)". The same command goes on where it was stopped, and does
+again what failed. `--commands` runs nothing: it prints the commands of the runs that are not
+finished, for a cluster. `--out DIR` alone compares what is there.
+
+The table has mean ± standard deviation over the finished runs of a setting; of PNMI and ABX that
+of the layer with the best mean. DIR/study.json has them of all layers, DIR/study.csv a row a run.
+
+Exit code: 0; 1 where a run failed; 2 where the command could not be carried out; 130 after SIGINT,
+143 after SIGTERM.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spidr_jax import config as config_lib
+from spidr_jax.study import table
+from spidr_jax.study.plan import PlannedRun, Study, plan, read_fields, split
+from spidr_jax.study.runs import Runner, alone, outcome
+
+_FREE = ("evaluation", "evaluation_every", "evaluation_share")  # what is missing is measured later
+
+
+def read(out: Path) -> Study | None:
+    """The study of a folder, None where there is none.
+
+    Raises:
+        ValueError: its file is damaged.
+    """
+    path = out / "study.json"
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        runs = [PlannedRun(**run) for run in found["runs"]]
+        return Study(found["config"], found["vary"], found["seeds"], runs)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is damaged: {error!r}") from None
+
+
+def write(out: Path, study: Study) -> str:
+    """Write study.json and study.csv, as far as the runs are; gives the table for the terminal."""
+    outcomes = [outcome(out, run) for run in study.runs]
+    rows = table.compare(study.runs, outcomes)
+    results = {run.name: found.status for run, found in zip(study.runs, outcomes, strict=True)}
+    told: dict[str, Any] = study._asdict() | {"runs": [run._asdict() for run in study.runs]}
+    told |= {"status": results, "comparison": table.as_dicts(rows)}
+    files = {"study.json": json.dumps(told, indent=2) + "\n"}
+    files["study.csv"] = table.as_csv(study.runs, outcomes)
+    for name, content in files.items():
+        partial = out / f"{name}.partial"
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(out / name)
+    left = [f"{name}: {status}" for name, status in results.items() if status != "finished"]
+    return "\n".join([table.text(rows), *left])
+
+
+def check_same(out: Path, study: Study) -> None:
+    """Refuse a folder that holds something else.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    known = read(out)
+    if known is None:
+        if any(out.iterdir()):
+            raise ValueError(f"--out {out}: is not empty and holds no study; choose another one")
+        return
+    differing = config_lib.changes(known.config, study.config, _FREE, free=())
+    for name in ("vary", "seeds"):
+        old, new = getattr(known, name), getattr(study, name)
+        if old != new:
+            differing.append(f"--{name} was {old} and is {new}")
+    if differing:
+        raise ValueError(f"--out {out} holds another study: {'; '.join(differing)}")
+
+
+def run_all(out: Path, study: Study) -> int:
+    """Run what is not finished; gives the exit code."""
+    failed = 0
+    with alone(out) as lock:
+        runner = Runner(out, lock)
+        with runner.taking_signals():
+            for number, run in enumerate(study.runs, 1):
+                head = f"run {number} of {len(study.runs)}, {run.name}"
+                if runner.stopped is None and not outcome(out, run).finished:
+                    print(f"{head}: see {out / run.name}.log", flush=True)
+                    failed += runner.run(run)
+                    write(out, study)
+                print(f"{head}: {outcome(out, run).status}", flush=True)
+        if runner.stopped is not None:
+            print("stopped; the same command goes on", flush=True)
+            return 128 + runner.stopped
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m spidr_jax.study")
+    add = parser.add_argument
+    add("--config", metavar="C", help="the config file; without it, what is there is compared")
+    add("--out", required=True, type=Path, metavar="DIR", help="the study's folder")
+    add("--vary", action="append", default=[], metavar="FIELD=V1,V2", help="may stand repeatedly")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="of all runs")
+    add("--seeds", type=int, default=3, metavar="N", help="runs of each setting (default: 3)")
+    add("--commands", action="store_true", help="print the commands of the runs, run nothing")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.config is None:
+        if args.vary or args.set or args.commands:
+            raise ValueError("--config is missing")
+        study = read(args.out)
+        if study is None:
+            raise ValueError(f"--out {args.out}: there is no study.json")
+        print(write(args.out, study))
+        return 0
+    vary = {field: split(text) for field, text in read_fields(args.vary, "--vary").items()}
+    fixed = read_fields(args.set, "--set")
+    study = plan(args.config, vary, fixed, args.seeds, str(args.out))
+    args.out.mkdir(parents=True, exist_ok=True)
+    check_same(args.out, study)
+    compared = write(args.out, study)
+    if args.commands:
+        left = [run for run in study.runs if not outcome(args.out, run).finished]
+        print("\n".join(shlex.join(run.command) for run in left))
+        return 0
+    code = run_all(args.out, study)
+    compared = write(args.out, study)
+    print(f"{compared}\nall of it: {args.out}/study.json, {args.out}/study.csv")
+    print(f"as curves: python -m spidr_jax.report {args.out}/*/", flush=True)
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command above and give its exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        return _run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""What a study runs: one config, under several values of some fields, with several seeds."""
+
+import itertools
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from spidr_jax import config as config_lib
+from spidr_jax.evaluation_sets import parse_sets
+
+_OWN = {"workdir": "--out says it", "seed": "--seeds says it"}
+_LONGEST = 100  # characters of a folder's name
+_BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
+
+
+class PlannedRun(NamedTuple):
+    """One run of a study.
+
+    Attributes:
+        name: of its folder in the study's.
+        setting: the varied fields' values, as written.
+        seed: see `config.seed`.
+        steps: after which it ends.
+        measured: metrics that its last line holds.
+        command: that runs it.
+    """
+
+    name: str
+    setting: dict[str, str]
+    seed: int
+    steps: int
+    measured: list[str]
+    command: list[str]
+
+
+class Study(NamedTuple):
+    """A study.
+
+    Attributes:
+        config: the resolved config without what is varied, as JSON holds it.
+        vary: the values of each field that is varied, as written.
+        seeds: of each setting.
+        runs: one after another.
+    """
+
+    config: dict[str, Any]
+    vary: dict[str, list[str]]
+    seeds: list[int]
+    runs: list[PlannedRun]
+
+
+def plan(
+    file: str, vary: Mapping[str, list[str]], fixed: Mapping[str, str], seeds: int, out: str
+) -> Study:
+    """Lay a study out and check every value, as flags of a run are checked.
+
+    Args:
+        file: the config file.
+        vary: fields and their values; every combination is a setting.
+        fixed: fields and values of all runs.
+        seeds: runs of a setting, with the config's seed and those that follow it.
+        out: the study's folder.
+
+    Raises:
+        ValueError: with one line that names field, value and what is allowed.
+        OSError: the config file, or a file that it names, is missing.
+    """
+    if not Path(file.partition(":")[0]).is_file():
+        raise FileNotFoundError(f"--config {file}: there is no such file")
+    if seeds < 1:
+        raise ValueError(f"--seeds {seeds}: allowed is an integer from 1")
+    if twice := sorted(vary.keys() & fixed.keys()):
+        raise ValueError(f"--set {twice[0]}: --vary says it")
+    base = resolve(file, {**fixed, **{field: values[0] for field, values in vary.items()}})
+    numbers = [base.seed + i for i in range(seeds)]
+    settings = _settings(file, vary, fixed)
+    folders = [_folder(setting) for setting, _ in settings]
+    runs = []
+    for index, ((setting, config), folder) in enumerate(zip(settings, folders, strict=True)):
+        if len(folder) > _LONGEST or folder in folders[:index]:
+            folder = f"setting{index}"
+        for seed in numbers:
+            name = f"{folder}{',' * bool(folder)}seed={seed}"
+            chosen = {**fixed, **setting, "seed": str(seed), "workdir": f"{out}/{name}"}
+            command = [sys.executable, "-m", "spidr_jax.main", *_flags(file, chosen)]
+            runs.append(PlannedRun(name, setting, seed, config.steps, _measured(config), command))
+    kept = {**config_lib.to_dict(base), "workdir": ""}
+    for field in vary:
+        _drop(kept, field)
+    return Study(kept, dict(vary), numbers, runs)
+
+
+def _settings(
+    file: str, vary: Mapping[str, list[str]], fixed: Mapping[str, str]
+) -> list[tuple[dict[str, str], ConfigDict]]:
+    """Every combination of the values, with its config."""
+    found: list[tuple[dict[str, str], ConfigDict]] = []
+    for values in itertools.product(*vary.values()):
+        setting = dict(zip(vary, values, strict=True))
+        config = resolve(file, {**fixed, **setting})
+        for other, known in found:
+            if known.to_json() == config.to_json():
+                raise ValueError(f"--vary: {_label(setting)} is the same as {_label(other)}")
+        found.append((setting, config))
+    return found
+
+
+def resolve(file: str, values: Mapping[str, str]) -> ConfigDict:
+    """The checked config that flags with these values give.
+
+    Raises:
+        ValueError: with one line that names field, value and what is allowed.
+        OSError: a file that the config names is missing.
+    """
+    argv = ["study", *_flags(file, values)]
+    known = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=known, sys_argv=argv)
+    try:
+        known(argv)
+    except (flags.Error, TypeError) as error:
+        raise ValueError(str(error)) from None
+    except (LookupError, AttributeError) as error:  # no such field; it may be told in an inner one
+        reason: Any = error
+        while isinstance(reason, Exception) and reason.args:
+            reason = reason.args[-1]
+        told = ", ".join(f"{field}={text}" for field, text in values.items())
+        raise ValueError(f"{told}: {reason}") from None
+    config_lib.validate(holder.value)
+    parse_sets(holder.value.evaluation)
+    return holder.value
+
+
+def read_fields(texts: Sequence[str], option: str) -> dict[str, str]:
+    """Read "FIELD=VALUE" of each text.
+
+    Raises:
+        ValueError: one is something else, a field stands twice or is not the user's to set.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        field, equals, value = text.partition("=")
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", field) or not equals:
+            raise ValueError(f"{option} {text}: allowed is FIELD=VALUE, as codebook.decay=0.9")
+        if field in found:
+            raise ValueError(f"{option} {text}: the field stands twice")
+        if field == "workdir" or (field == "seed" and option == "--vary"):
+            raise ValueError(f"{option} {text}: {_OWN[field]}")
+        found[field] = value
+    return found
+
+
+def split(text: str) -> list[str]:
+    """Split values at commas; one in brackets or quotes belongs to its value.
+
+    Raises:
+        ValueError: a bracket or a quote is not closed, or a value is empty.
+    """
+    parts, depth, least, quote = [""], 0, 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += _BRACKETS.get(character, 0)
+            least = min(least, depth)
+        if character == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    if depth or least or quote or not all(parts):
+        raise ValueError(f"{text!r}: allowed are values with commas between, as 0.9,0.99")
+    return [part[1:-1] if part[0] == part[-1] and part[0] in "'\"" else part for part in parts]
+
+
+def _flags(file: str, values: Mapping[str, str]) -> list[str]:
+    return [f"--config={file}", *(f"--config.{field}={text}" for field, text in values.items())]
+
+
+def _label(setting: Mapping[str, str]) -> str:
+    return ", ".join(f"{field}={value}" for field, value in setting.items())
+
+
+def _folder(setting: Mapping[str, str]) -> str:
+    return re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", _label(setting).replace(", ", ","))
+
+
+def _measured(config: ConfigDict) -> list[str]:
+    """A metric of each evaluation set."""
+    layer = config.model.encoder_num_layers
+    return [
+        f"{each.name}_{'pnmi' if each.alignment else 'abx_across'}_{layer}"
+        for each in parse_sets(config.evaluation)
+    ]
+
+
+def _drop(config: dict[str, Any], field: str) -> None:
+    *sections, name = field.split(".")
+    for section in sections:
+        config = config[section]
+    del config[name]
