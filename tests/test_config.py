@@ -111,9 +111,9 @@ def test_the_bench_recipes_find_all_their_files_in_the_corpus(tmp_path: Path) ->
         config = load(name)
         config.corpus = str(tmp_path)
         config_lib.validate(config)
-        sets = [entry.split(":") for entry in config.evaluation.split(",")]
-        assert sets == [
-            [name, f"{tmp_path}/dev-{name}/manifest.csv", f"{tmp_path}/dev-{name}/alignment.txt"]
+        files = ("manifest.csv", "alignment.txt", "triphone.item")
+        assert [entry.split(":") for entry in config.evaluation.split(",")] == [
+            [name, *(f"{tmp_path}/dev-{name}/{file}" for file in files)]
             for name in ("seen", "unseen")
         ]
 
