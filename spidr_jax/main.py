@@ -86,4 +86,5 @@ if __name__ == "__main__":
     try:
         app.run(main, flags_parser=parse_flags)
     except KeyboardInterrupt:
-        sys.exit("interrupted: the last checkpoint, if there is one, stays")
+        print("interrupted: the last checkpoint, if there is one, stays", file=sys.stderr)
+        sys.exit(130)

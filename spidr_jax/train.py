@@ -87,6 +87,7 @@ def open_run(config: ConfigDict) -> Run:
         **limits,
     )
     check_installed(config.tensorboard, config.wandb)
+    resume.versions()  # now, not at the first save, where this package's own is not known
     folder = Path(config.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     keeping = {name: config.checkpoint[name] for name in ("keep", "keep_every", "best")}
