@@ -170,7 +170,8 @@ def _end(error: BaseException) -> NoReturn:
     else:
         traceback.print_exception(error)
         text = f"ended by this {type(error).__name__}"
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        # gloo's errors may come as ValueError, where an exchange is dispatched
+        if isinstance(error, jax.errors.JaxRuntimeError) or "onnection" in str(error):
             text += "; where a connection broke, another process ended first: its output says why"
     print(f"{name()}{text}", file=sys.stderr, flush=True)
     os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
