@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spidr_jax import bench_loop, bench_memory, bench_scale, bench_setup, bench_step
 from spidr_jax.data import audio, pipeline
@@ -155,6 +155,13 @@ def _run_data(args: argparse.Namespace) -> None:
         )
 
 
+def _write(path: str | None, found: Any) -> None:
+    """Write all numbers, where they are asked for."""
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=2)
+
+
 def _run_scale(args: argparse.Namespace) -> None:
     demands = bench_scale.bench_scale(
         args.config,
@@ -164,9 +171,7 @@ def _run_scale(args: argparse.Namespace) -> None:
         fsdp=(False, True) if args.fsdp else (False,),
     )
     print(bench_scale.table(demands, args.bandwidths))
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump([dataclasses.asdict(each) for each in demands], file, indent=2)
+    _write(args.json, [dataclasses.asdict(each) for each in demands])
 
 
 def _run_step(args: argparse.Namespace) -> None:
@@ -179,9 +184,7 @@ def _run_step(args: argparse.Namespace) -> None:
         parts=args.parts,
         profile=args.profile,
     )
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=2)
+    _write(args.json, found)
 
 
 def _run_memory(args: argparse.Namespace) -> None:
@@ -193,18 +196,14 @@ def _run_memory(args: argparse.Namespace) -> None:
         {name: setup.step_config}, samples=setup.samples, frozen=args.frozen
     )
     print(bench_memory.table(found, args.devices_gb, args.reserve, setup.samples))
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump([dataclasses.asdict(each) for each in found], file, indent=2)
+    _write(args.json, [dataclasses.asdict(each) for each in found])
 
 
 def _run_loop(args: argparse.Namespace) -> None:
     setup = bench_setup.load(args.config, args.set, rows=1)
     found = bench_loop.bench_loop(setup, args.steps)
     print(bench_loop.table(found))
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=2)
+    _write(args.json, found)
 
 
 def _add_setup(command: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from spidr_jax import config as config_lib
 from spidr_jax import phases, sharding
 from spidr_jax.bench_setup import Setup
 from spidr_jax.compilation import Programs
@@ -18,7 +19,6 @@ from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.data.plan import Plan, make_plan
 from spidr_jax.data.sources import Source, open_sources
 
-_LIMITS = ("min_samples", "max_samples", "num_rungs", "max_batch_samples", "planned_devices")
 _LEAD = 8  # steps before timing, in which the pipeline spends what it has read ahead
 ROUNDS = 4
 FILES, KEPT = "from files", "on kept batches"
@@ -108,7 +108,7 @@ def bench_loop(setup: Setup, steps: int) -> dict[str, Any]:
     if steps < 1:
         raise ValueError(f"steps: {steps}, allowed is 1 or more")
     sources = open_sources(data.manifest, data.sources)
-    plan = make_plan(sources, seed=setup.config.seed, **{name: data[name] for name in _LIMITS})
+    plan = make_plan(sources, seed=setup.config.seed, **config_lib.plan_limits(setup.config))
     loop, each, start = Loop(setup, sources, plan), -(-steps // ROUNDS), 0
     while len(loop.kept) < sum(number > 0 for number in plan.batches.values()):
         loop.on_files(start, 0)  # compiles

@@ -45,6 +45,7 @@ FREE = (  # may change on resume; what the data are, the plan's fingerprint know
     "data.max_bad_share",
 )
 _SHORTEST = 2640  # samples of a crop
+_PLAN_LIMITS = ("min_samples", "max_samples", "num_rungs", "max_batch_samples", "planned_devices")
 Section = TypeVar("Section")
 
 
@@ -133,6 +134,19 @@ def set_jax_options(config: ConfigDict) -> None:
         jax.config.update("jax_default_matmul_precision", "float32")
     # or a compilation cache never knows a program for several devices again: grouped_conv.py
     jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
+
+
+def plan_limits(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of `make_plan` that a config has."""
+    return {name: config.data[name] for name in _PLAN_LIMITS}
+
+
+def innermost(error: Exception) -> Any:
+    """What an error tells: ml_collections wraps that of an unknown field in others."""
+    told: Any = error
+    while isinstance(told, Exception) and told.args:
+        told = told.args[-1]
+    return told
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging import CRITICAL, getLogger
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -27,10 +26,8 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        text: Any = error
-        if isinstance(error, LookupError | AttributeError):  # whose own text may be another's
-            while isinstance(text, Exception) and text.args:
-                text = text.args[-1]
+        nested = isinstance(error, LookupError | AttributeError)
+        text = config_lib.innermost(error) if nested else error
         sys.exit(f"error: {' '.join(str(text).split())}")
 
 

@@ -26,8 +26,6 @@ from spidr_jax.stop import Stop, stop_on_signals
 from spidr_jax.train_step import StepConfig, TrainState
 from spidr_jax.validation import Validation
 
-_LIMITS = ("min_samples", "max_samples", "num_rungs", "max_batch_samples", "planned_devices")
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -52,7 +50,7 @@ def open_run(config: ConfigDict) -> Run:
         OSError: a file is missing or the folder cannot be written.
     """
     sources = open_sources(config.data.manifest, config.data.sources)
-    limits = {name: config.data[name] for name in _LIMITS}
+    limits = config_lib.plan_limits(config)
     plan = make_plan(sources, seed=config.seed, **limits)
     for source in sources:
         pipeline.probe(source)

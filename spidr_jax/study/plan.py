@@ -125,11 +125,8 @@ def resolve(file: str, values: Mapping[str, str]) -> ConfigDict:
     except (flags.Error, TypeError) as error:
         raise ValueError(str(error)) from None
     except (LookupError, AttributeError) as error:  # no such field; it may be told in an inner one
-        reason: Any = error
-        while isinstance(reason, Exception) and reason.args:
-            reason = reason.args[-1]
         told = ", ".join(f"{field}={text}" for field, text in values.items())
-        raise ValueError(f"{told}: {reason}") from None
+        raise ValueError(f"{told}: {config_lib.innermost(error)}") from None
     config_lib.validate(holder.value)
     parse_sets(holder.value.evaluation)
     return holder.value
