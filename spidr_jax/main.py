@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging import CRITICAL, getLogger
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -52,8 +53,7 @@ def resolve(argv: Sequence[str]) -> ConfigDict:
 def main(argv: Sequence[str]) -> int:
     """Join the other processes, check the config, make the corpus if it is embedded, train."""
     logging.set_verbosity(logging.WARNING)
-    for name in ("absl", "asyncio"):  # Orbax's threads say there at length what it also raises
-        getLogger(name).setLevel(CRITICAL)
+    _hush_threads()
     with one_line_errors(ValueError, RuntimeError):
         processes.start()
     with processes.together():
@@ -66,6 +66,19 @@ def main(argv: Sequence[str]) -> int:
                 processes.wait("the embedded corpus", CORPUS_SECONDS)
         with watchdog.watch(config.watchdog_seconds):
             return run(config)
+
+
+def _hush_threads() -> None:
+    """Orbax's and TensorStore's threads say at length what a failed save also raises."""
+    for name in ("absl", "asyncio"):
+        getLogger(name).setLevel(CRITICAL)
+    show = sys.unraisablehook
+
+    def unless_of_closed_loop(seen: Any) -> None:
+        if str(seen.exc_value) != "Event loop is closed":
+            show(seen)
+
+    sys.unraisablehook = unless_of_closed_loop
 
 
 def run(config: ConfigDict) -> int:
