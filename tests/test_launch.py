@@ -94,8 +94,7 @@ def run_with_signal(
 ) -> tuple[int, str]:
     """Send a signal once `python` runs; give the exit status and what the stand-ins noted."""
     log = Path(env["LOG"])
-    heeds = ["env", "--default-signal=INT"]  # which the background of a shell ignores
-    with subprocess.Popen([*heeds, *command], env=env) as process:
+    with subprocess.Popen(command, env=env) as process:
         if number:
             while not log.exists() or len(re.findall("^python", log.read_text(), re.M)) < pythons:
                 time.sleep(0.02)

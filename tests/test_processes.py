@@ -194,7 +194,7 @@ def test_one_of_two_is_told_to_stop_and_later_hangs(manifest: Path, tmp_path: Pa
     with Group(tmp_path / "term", config, 2) as group:
         group.wait_for("step       2/")
         group.processes[1].send_signal(signal.SIGTERM)
-        assert group.statuses(60) == [0, 0], group.all_outputs()
+        assert group.statuses() == [0, 0], group.all_outputs()
         stopped = int(re.findall(r"saving after this step, (\d+)", group.output(0))[0])
         assert f"stopped after step {stopped} of" in group.output(0)
     assert metrics.read(lines)[-1]["step"] == stopped
@@ -204,9 +204,9 @@ def test_one_of_two_is_told_to_stop_and_later_hangs(manifest: Path, tmp_path: Pa
         group.wait_for(f"step {stopped + 2:>7}/")
         group.processes[1].send_signal(signal.SIGSTOP)
         began = time.monotonic()
-        assert group.processes[0].wait(60) == watchdog.STATUS, group.all_outputs()
+        assert group.processes[0].wait(240) == watchdog.STATUS, group.all_outputs()
         assert time.monotonic() - began >= 14
-        assert re.search(r"error: stuck for 1\d s in: step \d+", group.output(0))
+        assert re.search(r"error: stuck for \d\d s in: step \d+", group.output(0))
         assert re.search(r'File ".*train.py", line \d+ in _loop', group.output(0))
 
 
