@@ -1,8 +1,4 @@
-"""A grouped convolution over time that each device computes for its own rows only.
-
-XLA's partitioner (openxla/xla#47945) gathers the whole batch on every device for a convolution
-with `feature_group_count` above 1; here it is told that rows do not meet. B batch, T frames.
-"""
+"""A grouped convolution over time that each device computes for its own rows. B batch, T frames."""
 
 from typing import Any
 
@@ -10,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-Shardings = tuple[Mesh, Any, Any, Any]
+from spidr_jax.by_rows import Shardings, axes, by_rows
 
 
 @jax.custom_vjp
@@ -55,33 +51,18 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array
     return jnp.stack(taps).reshape(kernel.shape)
 
 
-_by_rows = custom_partitioning(_conv)
-_gradients_by_rows = custom_partitioning(_gradients)
-
-
-def _axes(mesh: Mesh, operands: Any) -> tuple[Any, NamedSharding, NamedSharding]:
-    """The mesh axes that split the rows, and the shardings of rows and kernel."""
-    axes = operands[0].sharding.spec[0]
-    return axes, NamedSharding(mesh, PartitionSpec(axes)), NamedSharding(mesh, PartitionSpec())
-
-
-def _partition(mesh: Mesh, operands: Any, _: Any) -> Shardings:
-    _, rows, whole = _axes(mesh, operands)
-    return mesh, _conv, rows, (rows, whole)
-
-
 def _partition_gradients(mesh: Mesh, operands: Any, _: Any) -> Shardings:
-    axes, rows, whole = _axes(mesh, operands)
+    names, rows, whole = axes(mesh, operands)
 
     def local(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
         x_gradient, kernel_gradient = _gradients(x, kernel, g)
-        return x_gradient, lax.psum(kernel_gradient, axes) if axes else kernel_gradient
+        return x_gradient, lax.psum(kernel_gradient, names) if names else kernel_gradient
 
     return mesh, local, (rows, whole), (rows, whole, rows)
 
 
-# one letter for what is split alike: rows only, or moments' shardings would come to kernels
-_by_rows.def_partition(_partition, sharding_rule="b t c, k i d -> b s e")
+_by_rows = by_rows(_conv, "b t c, k i d -> b s e", whole=(1,))
+_gradients_by_rows = custom_partitioning(_gradients)
 _gradients_by_rows.def_partition(
     _partition_gradients, sharding_rule="b t c, k i d, b s e -> b u f, l j g"
 )
