@@ -3,16 +3,14 @@
 B batch, T frames, H heads, d width of a head.
 """
 
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from spidr_jax import own_kernels
 from spidr_jax.dropout import drop, zero
-
-_RIGHT = 0.02  # of a kernel's results: 16 bits' rounding gives 0.003
 
 
 def attention(
@@ -36,11 +34,12 @@ def attention(
     q, k, v = (qkv[:, :, i] for i in range(3))
     if (seeds is None or rate == 0) and flash_runs((frames, heads, width), qkv.dtype):
         return _flash(q, k, v, frame_mask)
-    if kernel := own_kernel(width, qkv.dtype):
+    dtype = qkv.dtype
+    if own := own_kernels.load("attention", "attention_kernel", dtype, width, dtype, _attention):
         lengths = jnp.full(rows, frames) if frame_mask is None else frame_mask.sum(axis=1)
         if seeds is None:
             seeds, rate = jnp.zeros((rows, 2), jnp.uint32), 0.0
-        return kernel(qkv, lengths.astype(jnp.int32), seeds, rate)
+        return own.attention(qkv, lengths.astype(jnp.int32), seeds, rate)
     return _attention(q, k, v, frame_mask, seeds, rate)
 
 
@@ -54,7 +53,7 @@ def _flash(q: jax.Array, k: jax.Array, v: jax.Array, frame_mask: jax.Array | Non
 @cache
 def flash_runs(shape: tuple[int, int, int], dtype: Any) -> bool:
     """Whether cuDNN attends, forward and backward, on this machine at a shape (T, H, d)."""
-    if not _may_run(dtype):
+    if not own_kernels.may_run(dtype):
         return False
     x = jax.ShapeDtypeStruct((1, *shape), dtype)
     mask = jax.ShapeDtypeStruct((1, shape[0]), jnp.bool)
@@ -63,35 +62,9 @@ def flash_runs(shape: tuple[int, int, int], dtype: Any) -> bool:
             total = lambda q, k, v, m: _flash(q, k, v, m).astype(jnp.float32).sum()  # noqa: E731
             jax.jit(jax.grad(total, (0, 1, 2))).lower(x, x, x, frame_mask).compile()
     except Exception as error:  # whatever it lacks: version, shape, device
-        _report("attention without cuDNN", error)
+        own_kernels.report("attention without cuDNN", error)
         return False
     return True
-
-
-@cache
-def own_kernel(width: int, dtype: Any) -> Callable[..., jax.Array] | None:
-    """`attention_kernel.attention`, if this machine runs it for heads of a width, and rightly."""
-    if not _may_run(dtype):
-        return None
-    try:
-        from spidr_jax import attention_kernel  # what it is written in will leave JAX one day
-
-        wrong = attention_kernel.largest_error(width, dtype, _attention)
-        if not wrong < _RIGHT:
-            raise ArithmeticError(f"its results are off by {wrong:.2g}")
-    except Exception as error:  # as above
-        _report("attention without a kernel of its own", error)
-        return None
-    return attention_kernel.attention
-
-
-def _may_run(dtype: Any) -> bool:
-    return jax.default_backend() == "gpu" and dtype in (jnp.bfloat16, jnp.float16)
-
-
-def _report(what: str, error: Exception) -> None:
-    text = str(error) or repr(error)
-    print(f"{what}: {text.splitlines()[0]}", flush=True)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax import attention, attention_kernel, dropout, plain
+from spidr_jax import attention_kernel, plain
 
 HEADS, WIDTH = 2, 16
 LENGTHS = {5: [5, 1], 64: [64, 63], 200: [200, 77]}  # of two utterances; of no block's size, too
@@ -102,63 +101,3 @@ for split, whole in zip(compiled(*(jax.device_put(x, rows) for x in arguments)),
 
 def test_two_devices_compute_the_same_each_for_its_own_row() -> None:
     subprocess.run([sys.executable, "-c", ON_TWO_DEVICES], cwd=Path(__file__).parent, check=True)
-
-
-@pytest.fixture
-def own_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The choice of a kernel, as if there were a GPU that only interprets."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    attention.own_kernel.cache_clear()
-    yield attention.own_kernel
-    attention.own_kernel.cache_clear()
-
-
-def interpreted(width: int, dtype: Any, plain: Any) -> float:
-    return LARGEST_ERROR(width, dtype, plain, True)
-
-
-LARGEST_ERROR = attention_kernel.largest_error
-
-
-def test_a_kernel_that_agrees_is_taken_for_16_bits(
-    own_kernel: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention_kernel, "largest_error", interpreted)
-    inside = []
-
-    @jax.jit
-    def traced(x: jax.Array) -> jax.Array:
-        inside.append(own_kernel(WIDTH, jnp.bfloat16))  # as the training step's trace asks
-        return x
-
-    traced(jnp.zeros(()))
-    assert inside == [attention_kernel.attention]
-    assert own_kernel(WIDTH, jnp.float32) is None
-
-
-def test_a_kernel_that_is_wrong_is_not_taken(
-    own_kernel: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(attention_kernel, "largest_error", interpreted)
-    right = dropout.keep_at
-    monkeypatch.setattr(
-        attention_kernel, "keep_at", lambda index, *others: right(index + 1, *others)
-    )
-    attention_kernel._calls.cache_clear()
-    assert own_kernel(WIDTH, jnp.bfloat16) is None
-    attention_kernel._calls.cache_clear()
-    said = capsys.readouterr().out
-    assert said.startswith("attention without a kernel of its own: its results are off by 0.")
-
-
-def test_a_kernel_that_does_not_run_is_said_once_and_replaced(
-    own_kernel: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    qkv, _, seeds, _ = draw(5, jnp.bfloat16)
-    for _ in range(2):
-        found = attention.attention(qkv, None, seeds, 0.3)
-    expected = plain.attention(*(qkv[:, :, i] for i in range(3)), None, seeds, 0.3)
-    np.testing.assert_allclose(
-        np.asarray(found, np.float32), np.asarray(expected, np.float32), rtol=0.05, atol=0.05
-    )
-    assert capsys.readouterr().out.count("attention without a kernel of its own: ") == 1
