@@ -92,9 +92,10 @@ def _kernel_gradient(
     groups = x.shape[-1] // channels
     outputs = g.shape[-1] // groups
     width, frames = _width(channels, outputs), _whole_blocks(g.shape[1])
-    call = _correlation(taps, channels, outputs, interpret)
+    call = _correlation(taps, interpret)
     x = _split(x, groups, width, taps // 2, frames + taps)
-    found = call(x, _split(g, groups, width, 0, frames)).sum(axis=0)  # [G, K, C / G, D / G]
+    found = call(x, _split(g, groups, width, 0, frames))  # [B, G, K, W, W]
+    found = found[..., :channels, :outputs].sum(axis=0)
     return found.transpose(1, 2, 0, 3).reshape(taps, channels, -1)
 
 
@@ -140,10 +141,10 @@ def _convolution(frames: int, outputs: int, interpret: bool) -> Any:
 
 
 @cache
-def _correlation(taps: int, channels: int, outputs: int, interpret: bool) -> Any:
+def _correlation(taps: int, interpret: bool) -> Any:
     def call(x: jax.Array, g: jax.Array) -> jax.Array:
         rows, groups, _, width = x.shape
-        shape = rows, groups, taps, channels, outputs
+        shape = rows, groups, taps, width, width
         return pl.pallas_call(
             _correlate_kernel,
             grid=(rows, groups, taps),
@@ -151,9 +152,7 @@ def _correlation(taps: int, channels: int, outputs: int, interpret: bool) -> Any
                 pl.BlockSpec((None, None, each.shape[2], width), lambda b, g, k: (b, g, 0, 0))
                 for each in (x, g)
             ],
-            out_specs=pl.BlockSpec(
-                (None, None, None, channels, outputs), lambda b, g, k: (b, g, k, 0, 0)
-            ),
+            out_specs=pl.BlockSpec((None, None, None, width, width), lambda *i: (*i, 0, 0)),
             out_shape=jax.ShapeDtypeStruct(shape, jnp.float32),
             compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
             interpret=interpret,
@@ -185,7 +184,4 @@ def _correlate_kernel(x: Any, g: Any, gradient: Any) -> None:
         return total + triton.dot(here, g[pl.ds(i * BLOCK, BLOCK), :], trans_a=True)
 
     zeros = jnp.zeros((width, width), jnp.float32)
-    total = jax.lax.fori_loop(0, frames // BLOCK, add, zeros)
-    channels, outputs = gradient.shape
-    used = (jnp.arange(width) < channels)[:, None] & (jnp.arange(width) < outputs)[None]
-    triton.store(gradient.at[pl.ds(0, width), pl.ds(0, width)], total, mask=used)
+    gradient[...] = jax.lax.fori_loop(0, frames // BLOCK, add, zeros)
