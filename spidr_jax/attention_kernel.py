@@ -26,6 +26,8 @@ FORWARD_BLOCKS = 128, 64  # queries that a program has, keys that it takes at a 
 BACKWARD_BLOCK = 64  # queries or keys, of either
 Saved = tuple[jax.Array, ...]
 
+_LOWEST = float(jnp.finfo(jnp.float32).min)  # a row without frames gets some numbers, not NaN
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def attention(
@@ -204,7 +206,7 @@ def _forward_kernel(
         k, v = (_load(qkv, i * at_once, at_once, frames, part)[0] for part in (K, V))
         keys = i * at_once + jnp.arange(at_once)
         scores = triton.dot(q, k, trans_b=True) * _scale(q)
-        scores = jnp.where((keys < length[...])[None], scores, -jnp.inf)
+        scores = jnp.where((keys < length[...])[None], scores, _LOWEST)
         higher = jnp.maximum(peaks, scores.max(axis=1))
         powers, shrink = jnp.exp(scores - higher[:, None]), jnp.exp(peaks - higher)
         totals = totals * shrink + powers.sum(axis=1)
@@ -218,7 +220,7 @@ def _forward_kernel(
         pl.cdiv(frames, at_once),
         attend,
         (
-            jnp.full(rows_at_once, -jnp.inf),
+            jnp.full(rows_at_once, _LOWEST),
             jnp.zeros(rows_at_once),
             jnp.zeros(q.shape, jnp.float32),
         ),
