@@ -1,11 +1,11 @@
-"""Norms, GELU and what goes with them, each with a derivative rule that keeps only its input.
+"""Norms and what goes with them, each with a derivative rule that keeps only its input.
 
 Autodiff would keep float32 intermediates of every one; `plain.py` has the same functions without
 rules, which the tests compare with. All compute in float32 and give the type of x.
 """
 
-import math
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -13,34 +13,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from spidr_jax.dropout import drop
+from spidr_jax import kernel_trial
+from spidr_jax.dropout import anew, drop
+from spidr_jax.gelu import gelu_slope, phi
 
 EPSILON = 1e-5
 Saved = Any
-
-
-def _phi(x: jax.Array) -> jax.Array:
-    """The standard normal distribution function of float32 x."""
-    return 0.5 * (1 + lax.erf(x * math.sqrt(0.5)))
-
-
-def _gelu_slope(x: jax.Array) -> jax.Array:
-    return _phi(x) + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
-
-
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU, through erf: XLA evaluates the erfc of `jax.nn.gelu` slowly."""
-    wide = x.astype(jnp.float32)
-    return (wide * _phi(wide)).astype(x.dtype)
-
-
-def _gelu_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    slope = _gelu_slope(x.astype(jnp.float32))
-    return ((g.astype(jnp.float32) * slope).astype(x.dtype),)
-
-
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+Gradients = tuple[jax.Array | None, ...]
 
 
 def _standardise(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -69,22 +48,68 @@ def _layer_norm(
     return _affine(standard, scale, bias).astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
-def _layer_norm_backward(
-    saved: Saved, g: jax.Array
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+def _backward(
+    saved: Saved, g: jax.Array, seeds: jax.Array | None, rate: float, gelu: bool
+) -> Gradients:
+    """Of x, of what was dropped (that of x without seeds), of scale and of bias."""
+    x, _, _, scale, bias = saved
+    if x.ndim == 3 and (kernel := own_kernel(x.shape[-1], x.dtype)):
+        return kernel(x, g, scale, bias, seeds, rate, gelu)
+    return _plain_backward(saved, g, seeds, rate, gelu)
+
+
+def _plain_backward(
+    saved: Saved, g: jax.Array, seeds: jax.Array | None, rate: float, gelu: bool
+) -> Gradients:
+    """The gradient at the norm's output is computed anew for its sums: stored, it is float32."""
     x, mean, inverse, scale, bias = saved
-    standard = (x.astype(jnp.float32) - mean) * inverse
-    g = g.astype(jnp.float32)
+
+    def at_norm(
+        x: jax.Array, mean: jax.Array, inverse: jax.Array, g: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        standard = (x.astype(jnp.float32) - mean) * inverse
+        g = g.astype(jnp.float32)
+        return standard, g * gelu_slope(_affine(standard, scale, bias)) if gelu else g
+
+    standard, slopes = at_norm(x, mean, inverse, g)
+    slopes = slopes if scale is None else slopes * scale
+    means = slopes.mean(axis=-1, keepdims=True), (slopes * standard).mean(axis=-1, keepdims=True)
+    gradient = (inverse * (slopes - means[0] - standard * means[1])).astype(x.dtype)
+    standard, slopes = at_norm(*anew((x, mean, inverse, g)))
     axes = tuple(range(x.ndim - 1))
-    scale_gradient = None if scale is None else (g * standard).sum(axis=axes)
-    bias_gradient = None if bias is None else g.sum(axis=axes)
-    g = g if scale is None else g * scale
-    means = g.mean(axis=-1, keepdims=True), (g * standard).mean(axis=-1, keepdims=True)
-    gradient = inverse * (g - means[0] - standard * means[1])
-    return gradient.astype(x.dtype), scale_gradient, bias_gradient
+    return (
+        gradient,
+        drop(gradient, anew(seeds), rate),
+        None if scale is None else (slopes * standard).sum(axis=axes),
+        None if bias is None else slopes.sum(axis=axes),
+    )
 
 
-layer_norm.defvjp(_layer_norm, _layer_norm_backward)
+@cache
+def own_kernel(width: int, dtype: Any) -> Callable[..., Gradients] | None:
+    """`norm_kernel.norm_backward`, if this machine runs it for rows of a width, and rightly."""
+
+    def plain(x: jax.Array, g: jax.Array, scale: jax.Array, bias: jax.Array, *rest: Any) -> Any:
+        return _plain_backward(_layer_norm(x, scale, bias)[1], g, *rest)
+
+    def largest_error() -> float:
+        from spidr_jax import norm_kernel  # what it is written in will leave JAX one day
+
+        return norm_kernel.largest_error(width, dtype, plain)
+
+    if not kernel_trial.passes("norms", dtype, largest_error):
+        return None
+    from spidr_jax import norm_kernel
+
+    return norm_kernel.norm_backward
+
+
+def _layer_norm_backward(gelu: bool, saved: Saved, g: jax.Array) -> Gradients:
+    gradient, _, *others = _backward(saved, g, None, 0.0, gelu)
+    return gradient, *others
+
+
+layer_norm.defvjp(_layer_norm, partial(_layer_norm_backward, False))
 
 
 @jax.custom_vjp
@@ -98,16 +123,10 @@ def _layer_norm_gelu(
 ) -> tuple[jax.Array, Saved]:
     standard, mean, inverse = _standardise(x.astype(jnp.float32))
     y = _affine(standard, scale, bias)
-    return (y * _phi(y)).astype(x.dtype), (x, mean, inverse, scale, bias)
+    return (y * phi(y)).astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
-def _layer_norm_gelu_backward(saved: Saved, g: jax.Array) -> tuple[jax.Array | None, ...]:
-    x, mean, inverse, scale, bias = saved
-    y = _affine((x.astype(jnp.float32) - mean) * inverse, scale, bias)
-    return _layer_norm_backward(saved, g.astype(jnp.float32) * _gelu_slope(y))
-
-
-layer_norm_gelu.defvjp(_layer_norm_gelu, _layer_norm_gelu_backward)
+layer_norm_gelu.defvjp(_layer_norm_gelu, partial(_layer_norm_backward, True))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -139,8 +158,7 @@ def _add_layer_norm_backward(
     rate: float, saved: Saved, g: jax.Array
 ) -> tuple[jax.Array | None, ...]:
     norm_saved, seeds = saved
-    gradient, *others = _layer_norm_backward(norm_saved, g)
-    return gradient, drop(gradient, seeds, rate), *others, None
+    return *_backward(norm_saved, g, seeds, rate, gelu=False), None
 
 
 add_layer_norm.defvjp(_add_layer_norm, _add_layer_norm_backward)
