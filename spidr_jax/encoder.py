@@ -13,11 +13,10 @@ from flax import linen as nn
 
 from spidr_jax.attention import attention
 from spidr_jax.dropout import Noise, dropout
-from spidr_jax.gelu import gelu
 from spidr_jax.grouped_conv import grouped_conv
 from spidr_jax.model_config import ModelConfig
 from spidr_jax.norm import LayerNorm
-from spidr_jax.ops import layer_norm_gelu, uniform_init
+from spidr_jax.ops import gelu, layer_norm_gelu, uniform_init
 
 LAYER_PLACES = 4  # of a layer that drop: attention's weights, its output, GELU, the layer's output
 

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from spidr_jax.gelu import gelu
 from spidr_jax.model_config import ModelConfig, num_frames
 from spidr_jax.norm import LayerNorm
-from spidr_jax.ops import instance_norm, uniform_init
+from spidr_jax.ops import gelu, instance_norm, uniform_init
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

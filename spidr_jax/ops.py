@@ -1,9 +1,10 @@
-"""Norms and what goes with them, each with a derivative rule that keeps only its input.
+"""Norms, GELU and what goes with them, each with a derivative rule that keeps only its input.
 
 Autodiff would keep float32 intermediates of every one; `plain.py` has the same functions without
 rules, which the tests compare with. All compute in float32 and give the type of x.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -15,11 +16,34 @@ from jax import lax
 
 from spidr_jax import kernel_trial
 from spidr_jax.dropout import anew, drop
-from spidr_jax.gelu import gelu_slope, phi
 
 EPSILON = 1e-5
 Saved = Any
 Gradients = tuple[jax.Array | None, ...]
+
+
+def _phi(x: jax.Array) -> jax.Array:
+    """The standard normal distribution function of float32 x."""
+    return 0.5 * (1 + lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_slope(x: jax.Array) -> jax.Array:
+    return _phi(x) + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU, through erf: XLA evaluates the erfc of `jax.nn.gelu` slowly."""
+    wide = x.astype(jnp.float32)
+    return (wide * _phi(wide)).astype(x.dtype)
+
+
+def _gelu_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    slope = _gelu_slope(x.astype(jnp.float32))
+    return ((g.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def _standardise(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -69,7 +93,7 @@ def _plain_backward(
     ) -> tuple[jax.Array, jax.Array]:
         standard = (x.astype(jnp.float32) - mean) * inverse
         g = g.astype(jnp.float32)
-        return standard, g * gelu_slope(_affine(standard, scale, bias)) if gelu else g
+        return standard, g * _gelu_slope(_affine(standard, scale, bias)) if gelu else g
 
     standard, slopes = at_norm(x, mean, inverse, g)
     slopes = slopes if scale is None else slopes * scale
@@ -123,7 +147,7 @@ def _layer_norm_gelu(
 ) -> tuple[jax.Array, Saved]:
     standard, mean, inverse = _standardise(x.astype(jnp.float32))
     y = _affine(standard, scale, bias)
-    return (y * phi(y)).astype(x.dtype), (x, mean, inverse, scale, bias)
+    return (y * _phi(y)).astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
 layer_norm_gelu.defvjp(_layer_norm_gelu, partial(_layer_norm_backward, True))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from spidr_jax import attention, dropout, gelu, ops, plain
+from spidr_jax import attention, dropout, ops, plain
 from spidr_jax.extractor import convolve
 
 Arrays = list[jax.Array]
@@ -21,7 +21,7 @@ AFFINE = [(WIDTH,), (WIDTH,)]
 
 # name: ours, plain, and the shapes of the arguments that have gradients
 CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, ...]]]] = {
-    "gelu": (gelu.gelu, plain.gelu, [X]),
+    "gelu": (ops.gelu, plain.gelu, [X]),
     "layer_norm": (ops.layer_norm, plain.layer_norm, [X, *AFFINE]),
     "layer_norm_gelu": (ops.layer_norm_gelu, plain.layer_norm_gelu, [X, *AFFINE]),
     "layer_norm_gelu without affine": (
