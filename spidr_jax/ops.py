@@ -5,8 +5,7 @@ rules, which the tests compare with. All compute in float32 and give the type of
 """
 
 import math
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from spidr_jax import kernel_trial
+from spidr_jax import own_kernels
 from spidr_jax.dropout import anew, drop
 
 EPSILON = 1e-5
@@ -77,9 +76,18 @@ def _backward(
 ) -> Gradients:
     """Of x, of what was dropped (that of x without seeds), of scale and of bias."""
     x, _, _, scale, bias = saved
-    if x.ndim == 3 and (kernel := own_kernel(x.shape[-1], x.dtype)):
-        return kernel(x, g, scale, bias, seeds, rate, gelu)
+    if x.ndim == 3:
+        own = own_kernels.load("norms", "norm_kernel", x.dtype, x.shape[-1], x.dtype, _gradients)
+        if own:
+            return own.gradients(x, g, scale, bias, seeds, rate, gelu)
     return _plain_backward(saved, g, seeds, rate, gelu)
+
+
+def _gradients(
+    x: jax.Array, g: jax.Array, scale: jax.Array | None, bias: jax.Array | None, *rest: Any
+) -> Gradients:
+    """What `norm_kernel.gradients` should compute."""
+    return _plain_backward(_layer_norm(x, scale, bias)[1], g, *rest)
 
 
 def _plain_backward(
@@ -107,25 +115,6 @@ def _plain_backward(
         None if scale is None else (slopes * standard).sum(axis=axes),
         None if bias is None else slopes.sum(axis=axes),
     )
-
-
-@cache
-def own_kernel(width: int, dtype: Any) -> Callable[..., Gradients] | None:
-    """`norm_kernel.norm_backward`, if this machine runs it for rows of a width, and rightly."""
-
-    def plain(x: jax.Array, g: jax.Array, scale: jax.Array, bias: jax.Array, *rest: Any) -> Any:
-        return _plain_backward(_layer_norm(x, scale, bias)[1], g, *rest)
-
-    def largest_error() -> float:
-        from spidr_jax import norm_kernel  # what it is written in will leave JAX one day
-
-        return norm_kernel.largest_error(width, dtype, plain)
-
-    if not kernel_trial.passes("norms", dtype, largest_error):
-        return None
-    from spidr_jax import norm_kernel
-
-    return norm_kernel.norm_backward
 
 
 def _layer_norm_backward(gelu: bool, saved: Saved, g: jax.Array) -> Gradients:

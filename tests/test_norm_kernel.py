@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax import dropout, norm_kernel, ops, plain
+from spidr_jax import dropout, norm_kernel, ops, own_kernels, plain
 
 ROWS, WIDTH, RATE = 2, 24, 0.3
 FRAMES = [1, 50]  # one program of a frame, four of unequally many
@@ -42,7 +43,7 @@ def ours(name: str, both: Arrays, vectors: Arrays, seeds: jax.Array, g: jax.Arra
     used = seeds if dropped else None
     x = both[0] + dropout.drop(both[1], used, RATE)
     scale, bias = vectors or (None, None)
-    found = norm_kernel.norm_backward(x, g, scale, bias, used, RATE, gelu, interpret=True)
+    found = norm_kernel.gradients(x, g, scale, bias, used, RATE, gelu, interpret=True)
     return tuple(each for each in found if each is not None)
 
 
@@ -105,58 +106,46 @@ def test_two_devices_compute_the_same_each_for_its_own_row() -> None:
 
 
 @pytest.fixture
-def chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The choice of a kernel, as if there were a GPU, which only interprets."""
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]:
+    """Ask for the kernel, in a type, as if there were a GPU, which only interprets."""
     right = norm_kernel.largest_error
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(norm_kernel, "largest_error", lambda *a: right(*a, interpret=True))
-    ops.own_kernel.cache_clear()
-    norm_kernel._call.cache_clear()
-    yield ops.own_kernel
-    ops.own_kernel.cache_clear()
+    yield lambda dtype: own_kernels.load("norms", "norm_kernel", dtype, 24, dtype, ops._gradients)
+    own_kernels.load.cache_clear()
     norm_kernel._call.cache_clear()
 
 
-def test_a_kernel_that_agrees_is_taken_for_16_bits(chosen: Any) -> None:
-    assert chosen(WIDTH, jnp.dtype(jnp.bfloat16)) is norm_kernel.norm_backward
-    assert chosen(WIDTH, jnp.dtype(jnp.float32)) is None
+def test_a_kernel_that_agrees_is_taken(load: Callable[[Any], Any]) -> None:
+    assert load(jnp.bfloat16) is norm_kernel
 
 
-def test_a_kernel_that_is_wrong_is_not_taken(
-    chosen: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_kernel_with_another_dropout_mask_is_not_taken(
+    load: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(norm_kernel, "EPSILON", 0.1)
-    assert chosen(WIDTH, jnp.dtype(jnp.bfloat16)) is None
+    right = dropout.keep_at
+    monkeypatch.setattr(norm_kernel, "keep_at", lambda i, *others: right(i + 1, *others))
+    assert load(jnp.bfloat16) is None
     said = capsys.readouterr().out
-    assert said.startswith("norms without a kernel of its own: its results are off by 0.0")
+    assert said.startswith("norms without a kernel of its own: its results are off by 0.")
 
 
-def test_rules_take_the_kernel_or_say_once_that_it_does_not_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    both, vectors, seeds, g = draw(50, jnp.bfloat16, True)
+def test_the_rules_give_the_kernel_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    both, vectors, seeds, g = draw(50, jnp.float32, True)
 
-    def gradients() -> Arrays:
-        def run(*arrays: jax.Array) -> jax.Array:
-            return ops.add_layer_norm(*arrays, seeds, RATE)
+    def gradients() -> list[jax.Array]:
+        dropped = jax.vjp(lambda *a: ops.add_layer_norm(*a, seeds, RATE), *both, *vectors)[1](g)
+        bare = jax.vjp(lambda x: ops.layer_norm_gelu(x, None, None), both[0])[1](g)
+        return [*dropped, *bare, *jax.vjp(ops.layer_norm, both[0], *vectors)[1](g)]
 
-        return jax.vjp(run, *both, *vectors)[1](g)
-
-    expected = gradients()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # which cannot compile for one
-    ops.own_kernel.cache_clear()
-    for _ in range(2):
-        assert max(errors(gradients(), expected)) < 0.01
-    assert capsys.readouterr().out.count("norms without a kernel of its own: ") == 1
-    ops.own_kernel.cache_clear()
-
-    asked = []
+    expected, asked = gradients(), []
 
     def interpreted(*arguments: Any) -> Any:
-        asked.append(arguments[-1])
-        return norm_kernel.norm_backward(*arguments, interpret=True)
+        asked.append(arguments[5:])
+        return norm_kernel.gradients(*arguments, interpret=True)
 
-    monkeypatch.setattr(ops, "own_kernel", lambda width, dtype: interpreted)
-    assert max(errors(gradients(), expected)) < 0.01
-    jax.vjp(lambda x: ops.layer_norm_gelu(x, *vectors), both[0])[1](g)
-    assert asked == [False, True]
+    stand_in = SimpleNamespace(gradients=interpreted)
+    monkeypatch.setattr(own_kernels, "load", lambda *_: stand_in)
+    for found, plainly in zip(gradients(), expected, strict=True):
+        np.testing.assert_allclose(found, plainly, rtol=1e-5, atol=1e-5)
+    assert asked == [(RATE, False), (0.0, True), (0.0, False)]
