@@ -12,6 +12,8 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from spidr_jax import backend
+
 Shardings = tuple[Mesh, Any, Any, Any]
 
 
@@ -39,7 +41,7 @@ def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _gradients(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    if jax.default_backend() != "cpu":
+    if backend.kind() != "cpu":
         return jax.vjp(_conv, x, kernel)[1](g)
     (x_gradient,) = jax.vjp(lambda x: _conv(x, kernel), x)[1](g)
     return x_gradient, _kernel_gradient(x, kernel, g)
