@@ -17,7 +17,7 @@ from spidr_jax.bench_hlo import (
     parse,
 )
 
-_BRANCHES = re.compile(r"\b(?:branch_computations|true_computation|false_computation)=\{?([^}\s]*)")
+_BRANCHES = re.compile(r"\b(?:branch_computations=\{([^}]*)|(?:true|false)_computation=([\w.%-]+))")
 _BOOKKEEPING = re.compile(
     r"add-dependency|after-all|bitcast|constant|get-tuple-element|opt-barrier|parameter|"
     r"partition-id|replica-id|tuple|.*-done"
@@ -72,7 +72,7 @@ def _kernels(program: Program, name: str, calls: int) -> Iterator[Kernel]:
             branches = [
                 list(_kernels(program, branch.strip(" %"), calls))
                 for found in _BRANCHES.findall(each.attributes)
-                for branch in found.strip(",").split(",")
+                for branch in "".join(found).split(",")
             ]
             yield from max(branches, key=lambda branch: sum(k.size * k.calls for k in branch))
         elif each.operation in ("call", "while", "async-start"):

@@ -170,7 +170,8 @@ def find(name: str | None) -> Machine:
     if name not in TARGETS:
         raise ValueError(f"--target {name}: allowed are {', '.join(TARGETS)}")
     target = TARGETS[name]
-    _check_installed(name, target.kind)
+    if wanted := missing(target.kind):
+        raise ImportError(f"--target {name} needs {wanted}")
     jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or XLA says that there is no driver
     if target.kind == "gpu":
@@ -240,18 +241,15 @@ def notes(machine: Machine) -> list[str]:
     return lines
 
 
-def _check_installed(name: str, kind: str) -> None:
-    if kind == "tpu" and not _found("libtpu"):
-        raise ImportError(f'--target {name} needs TPU\'s compiler: pip install "spidr_jax[tpu]"')
-    if kind == "gpu":
-        missing = [] if any(map(_found, _CUDA_PLUGINS)) else ["JAX's CUDA plugin"]
-        tools = [p / "bin/ptxas" for module in _CUDA_TOOLS for p in _places(module)]
-        if not any(tool.exists() for tool in tools) and not shutil.which("ptxas"):
-            missing.append("ptxas")
-        if missing:
-            wanted = " and ".join(missing)
-            command = 'pip install "spidr_jax[gpu-plan]"'
-            raise ImportError(f"--target {name} needs {wanted}: {command}")
+def missing(kind: str) -> str:
+    """What is not installed to compile for a kind of device, and how to; "" if all is there."""
+    if kind == "tpu":
+        return "" if _found("libtpu") else 'TPU\'s compiler: pip install "spidr_jax[tpu]"'
+    wanted = [] if any(map(_found, _CUDA_PLUGINS)) else ["JAX's CUDA plugin"]
+    tools = [folder / "bin/ptxas" for module in _CUDA_TOOLS for folder in _folders(module)]
+    if not any(tool.exists() for tool in tools) and not shutil.which("ptxas"):
+        wanted.append("ptxas")
+    return f'{" and ".join(wanted)}: pip install "spidr_jax[gpu-plan]"' if wanted else ""
 
 
 def _found(module: str) -> bool:
@@ -261,7 +259,7 @@ def _found(module: str) -> bool:
         return False
 
 
-def _places(module: str) -> list[Path]:
+def _folders(module: str) -> list[Path]:
     if not _found(module):
         return []
     spec: Any = importlib.util.find_spec(module)
