@@ -9,23 +9,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spidr_jax import backend, own_kernels
 from spidr_jax.dropout import drop, zero
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    frame_mask: jax.Array | None,
-    seeds: jax.Array | None,
-    rate: float,
+    qkv: jax.Array, frame_mask: jax.Array | None, seeds: jax.Array | None, rate: float
 ) -> jax.Array:
     """Attend from every frame to the valid ones.
 
-    Without dropout this is cuDNN's flash attention, where that runs.
+    Without dropout this is cuDNN's flash attention, else a kernel of ours, where they run.
 
     Args:
-        q: [B, T, H, d]; k and v alike.
+        qkv: queries, keys and values [B, T, 3, H, d].
         frame_mask: bool [B, T], true at an utterance's valid frames, which come first; None if
             all are.
         seeds: uint32 [B, 2] of the dropout of the weights; None for no dropout.
@@ -34,8 +30,16 @@ def attention(
     Returns:
         [B, T, H, d]; the softmax is float32.
     """
-    if (seeds is None or rate == 0) and flash_runs(q.shape[1:], q.dtype):
+    rows, frames, _, heads, width = qkv.shape
+    q, k, v = (qkv[:, :, i] for i in range(3))
+    if (seeds is None or rate == 0) and flash_runs((frames, heads, width), qkv.dtype):
         return _flash(q, k, v, frame_mask)
+    dtype = qkv.dtype
+    if own := own_kernels.load("attention", "attention_kernel", dtype, width, dtype, _attention):
+        lengths = jnp.full(rows, frames) if frame_mask is None else frame_mask.sum(axis=1)
+        if seeds is None:
+            seeds, rate = jnp.zeros((rows, 2), jnp.uint32), 0.0
+        return own.attention(qkv, lengths.astype(jnp.int32), seeds, rate)
     return _attention(q, k, v, frame_mask, seeds, rate)
 
 
@@ -49,7 +53,7 @@ def _flash(q: jax.Array, k: jax.Array, v: jax.Array, frame_mask: jax.Array | Non
 @cache
 def flash_runs(shape: tuple[int, int, int], dtype: Any) -> bool:
     """Whether cuDNN attends, forward and backward, on this machine at a shape (T, H, d)."""
-    if jax.default_backend() != "gpu" or dtype not in (jnp.bfloat16, jnp.float16):
+    if not own_kernels.may_run(dtype) or backend.is_described():
         return False
     x = jax.ShapeDtypeStruct((1, *shape), dtype)
     mask = jax.ShapeDtypeStruct((1, shape[0]), jnp.bool)
@@ -58,7 +62,7 @@ def flash_runs(shape: tuple[int, int, int], dtype: Any) -> bool:
             total = lambda q, k, v, m: _flash(q, k, v, m).astype(jnp.float32).sum()  # noqa: E731
             jax.jit(jax.grad(total, (0, 1, 2))).lower(x, x, x, frame_mask).compile()
     except Exception as error:  # whatever it lacks: version, shape, device
-        print(f"attention without cuDNN: {str(error).splitlines()[0]}", flush=True)
+        own_kernels.report("attention without cuDNN", error)
         return False
     return True
 

@@ -13,6 +13,11 @@ def kind() -> str:
     return _described[-1] if _described else jax.default_backend()
 
 
+def is_described() -> bool:
+    """Whether that is a device which is not there: programs for it are compiled, but cannot run."""
+    return bool(_described)
+
+
 @contextlib.contextmanager
 def made_for(described: str) -> Iterator[None]:
     """Let `kind` give another kind than JAX's own, while programs for such a device are made."""

@@ -38,14 +38,22 @@ def keep(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
         rate: to drop, 0 to below 1.
 
     Returns:
-        bool of that shape. The hash is "lowbias32" (C. Wellons, hash-prospector) of place plus
-        first seed, times the second, as rows whose first seeds are near share parts of the rest.
+        bool of that shape.
     """
     index = jnp.zeros((1, *shape[1:]), jnp.uint32)
     for axis in range(1, len(shape)):
         stride = math.prod(shape[axis + 1 :])
         index += lax.broadcasted_iota(jnp.uint32, index.shape, axis) * jnp.uint32(stride)
     first, second = (seeds[:, i].reshape(-1, *[1] * (len(shape) - 1)) for i in range(2))
+    return keep_at(index, first, second, rate)
+
+
+def keep_at(index: jax.Array, first: jax.Array, second: jax.Array, rate: float) -> jax.Array:
+    """Whether the elements of a row at these places stay.
+
+    The hash is "lowbias32" (C. Wellons, hash-prospector) of place plus first seed, times the
+    second, as rows whose first seeds are near share parts of the rest. All are uint32.
+    """
     x = index + first
     x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
     x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)

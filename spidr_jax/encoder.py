@@ -79,9 +79,8 @@ class SelfAttention(nn.Module):
             name="qkv",
         )(x)
         qkv = qkv.reshape(*x.shape[:2], 3, heads, width // heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, T, H, D/H]
         rate = self.config.encoder_attention_dropout
-        x = attention(q, k, v, frame_mask, seeds, rate).reshape(x.shape)  # [B, T, D]
+        x = attention(qkv, frame_mask, seeds, rate).reshape(x.shape)  # [B, T, D]
         return nn.Dense(width, dtype=self.dtype, kernel_init=uniform_init(bound), name="proj")(x)
 
 

@@ -1,20 +1,16 @@
-"""A grouped convolution over time that each device computes for its own rows only.
+"""A grouped convolution over time that each device computes for its own rows. B batch, T frames."""
 
-XLA's partitioner (openxla/xla#47945) gathers the whole batch on every device for a convolution
-with `feature_group_count` above 1; here it is told that rows do not meet. B batch, T frames.
-"""
-
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from spidr_jax import backend
-
-Shardings = tuple[Mesh, Any, Any, Any]
+from spidr_jax import backend, own_kernels
+from spidr_jax.by_rows import Shardings, axes, by_rows
 
 
 @jax.custom_vjp
@@ -25,18 +21,40 @@ def grouped_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
         [B, T, D] for odd K, [B, T + 1, D] for even K. Nothing but the kernel's gradient is
         communicated where B is split over devices.
     """
-    return _by_rows(x, kernel)
+    return _forward(x, kernel)[0]
+
+
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    own = _own_kernel(x, kernel)
+    return own.forward(x, kernel) if own else _by_rows(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    own = _own_kernel(*saved)
+    return own.gradients(*saved, g) if own else _gradients_by_rows(*saved, g)
+
+
+grouped_conv.defvjp(_forward, _backward)
+
+
+def _own_kernel(x: jax.Array, kernel: jax.Array) -> ModuleType | None:
+    name, module, groups = "grouped convolution", "grouped_conv_kernel", _groups(x, kernel)
+    return own_kernels.load(name, module, x.dtype, kernel.shape, groups, x.dtype, _conv)
+
+
+def _groups(x: jax.Array, kernel: jax.Array) -> int:
+    return x.shape[-1] // kernel.shape[1]
 
 
 def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    width, channels, _ = kernel.shape
+    width = len(kernel)
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(1,),
         padding=[(width // 2, width // 2)],
         dimension_numbers=("NWC", "WIO", "NWC"),
-        feature_group_count=x.shape[-1] // channels,
+        feature_group_count=_groups(x, kernel),
     )
 
 
@@ -57,37 +75,18 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array
     return jnp.stack(taps).reshape(kernel.shape)
 
 
-_by_rows = custom_partitioning(_conv)
-_gradients_by_rows = custom_partitioning(_gradients)
-
-
-def _axes(mesh: Mesh, operands: Any) -> tuple[Any, NamedSharding, NamedSharding]:
-    """The mesh axes that split the rows, and the shardings of rows and kernel."""
-    axes = operands[0].sharding.spec[0]
-    return axes, NamedSharding(mesh, PartitionSpec(axes)), NamedSharding(mesh, PartitionSpec())
-
-
-def _partition(mesh: Mesh, operands: Any, _: Any) -> Shardings:
-    _, rows, whole = _axes(mesh, operands)
-    return mesh, _conv, rows, (rows, whole)
-
-
 def _partition_gradients(mesh: Mesh, operands: Any, _: Any) -> Shardings:
-    axes, rows, whole = _axes(mesh, operands)
+    names, rows, whole = axes(mesh, operands)
 
     def local(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
         x_gradient, kernel_gradient = _gradients(x, kernel, g)
-        return x_gradient, lax.psum(kernel_gradient, axes) if axes else kernel_gradient
+        return x_gradient, lax.psum(kernel_gradient, names) if names else kernel_gradient
 
     return mesh, local, (rows, whole), (rows, whole, rows)
 
 
-# one letter for what is split alike: rows only, or moments' shardings would come to kernels
-_by_rows.def_partition(_partition, sharding_rule="b t c, k i d -> b s e")
+_by_rows = by_rows(_conv, "b t c, k i d -> b s e", whole=(1,))
+_gradients_by_rows = custom_partitioning(_gradients)
 _gradients_by_rows.def_partition(
     _partition_gradients, sharding_rule="b t c, k i d, b s e -> b u f, l j g"
-)
-grouped_conv.defvjp(
-    lambda x, kernel: (_by_rows(x, kernel), (x, kernel)),
-    lambda saved, g: _gradients_by_rows(*saved, g),
 )

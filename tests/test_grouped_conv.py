@@ -12,6 +12,7 @@ import pytest
 import tiny
 from jax import lax
 
+from spidr_jax import grouped_conv_kernel
 from spidr_jax.grouped_conv import grouped_conv
 
 
@@ -44,6 +45,25 @@ def test_value_and_gradients_are_those_of_the_sum(width: int, groups: int) -> No
     g = jax.random.normal(keys[2], ours.shape)
     for own, other in zip(ours_back(g), theirs_back(g), strict=True):
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("frames", "groups", "shape"),
+    [(150, 4, (5, 6, 24)), (40, 1, (4, 20, 12)), (128, 2, (3, 16, 32))],
+)
+def test_the_gpu_kernels_compute_the_same(
+    frames: int, groups: int, shape: tuple[int, int, int]
+) -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, frames, groups * shape[1]))
+    kernel = jax.random.normal(keys[1], shape)
+    value, back = jax.vjp(lambda x, kernel: plain(x, kernel, groups), x, kernel)
+    g = jax.random.normal(keys[2], value.shape)
+    found = grouped_conv_kernel.forward(x, kernel, interpret=True)
+    np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-4)
+    gradients = grouped_conv_kernel.gradients(x, kernel, g, interpret=True)
+    for own, other in zip(gradients, back(g), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-3)
 
 
 def test_bfloat16_stays() -> None:

@@ -45,12 +45,12 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, .
         [X],
     ),
     "attention": (
-        lambda *a: attention.attention(*a, MASK, SEEDS, 0.3),
+        lambda *a: attention.attention(jnp.stack(a, 2), MASK, SEEDS, 0.3),
         lambda *a: plain.attention(*a, MASK, SEEDS, 0.3),
         [HEAD] * 3,
     ),
     "attention without dropout": (
-        lambda *a: attention.attention(*a, None, None, 0.3),
+        lambda *a: attention.attention(jnp.stack(a, 2), None, None, 0.3),
         lambda *a: plain.attention(*a, None, None, 0.3),
         [HEAD] * 3,
     ),
@@ -138,11 +138,11 @@ def test_flash_attention_gets_the_same_arguments_as_the_plain_one(
     monkeypatch.setattr(attention, "flash_runs", lambda shape, dtype: True)
     q, k, v = draw([HEAD] * 3, jnp.float32)
     for frame_mask in (None, MASK):
-        found = attention.attention(q, k, v, frame_mask, None, 0.3)
+        found = attention.attention(jnp.stack([q, k, v], 2), frame_mask, None, 0.3)
         expected = plain.attention(q, k, v, frame_mask, None, 0.0)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert asked == ["cudnn", "cudnn"]
-    attention.attention(q, k, v, None, SEEDS, 0.3)
+    attention.attention(jnp.stack([q, k, v], 2), None, SEEDS, 0.3)
     assert len(asked) == 2  # never with dropout
 
 
@@ -151,9 +151,9 @@ def test_flash_attention_that_does_not_run_is_said_once_and_replaced(
 ) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # which has no cuDNN
     attention.flash_runs.cache_clear()
-    q = jnp.ones(HEAD, jnp.bfloat16)
+    qkv = jnp.ones((ROWS, FRAMES, 3, HEADS, WIDTH // HEADS), jnp.bfloat16)
     for _ in range(2):
-        found = attention.attention(q, q, q, None, None, 0.0)
+        found = attention.attention(qkv, None, None, 0.0)
     np.testing.assert_array_equal(found, jnp.ones(HEAD))
     assert capsys.readouterr().out.count("attention without cuDNN: ") == 1
     attention.flash_runs.cache_clear()

@@ -1,0 +1,306 @@
+"""Attention with dropout in kernels of our own, for GPUs: no [T, T] array reaches their memory.
+
+The algorithm is FlashAttention-2's (arXiv 2307.08691). Dropout's masks are `dropout.keep`'s, hashed
+again wherever they are used. The kernels read queries, keys and values where their projection has
+put them, and put the gradients there, so that nothing is transposed.
+
+B batch, T frames, H heads, d width of a head.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from spidr_jax.by_rows import by_rows
+from spidr_jax.dropout import keep_at
+from spidr_jax.own_kernels import difference
+
+Q, K, V = 0, 1, 2
+FORWARD_BLOCKS = 128, 64  # queries that a program has, keys that it takes at a time
+BACKWARD_BLOCK = 64  # queries or keys, of either
+Saved = tuple[jax.Array, ...]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def attention(
+    qkv: jax.Array, lengths: jax.Array, seeds: jax.Array, rate: float, interpret: bool = False
+) -> jax.Array:
+    """Attend from every frame to the first `lengths` of its utterance.
+
+    Args:
+        qkv: [B, T, 3, H, d], d a power of two from 16 on.
+        lengths: int32 [B], from 1 on.
+        seeds: uint32 [B, 2] of the dropout of the weights.
+        rate: of that dropout, 0 for none.
+        interpret: have JAX compute the kernels step by step, on any device, for tests.
+
+    Returns:
+        [B, T, H, d]; softmax and sums are float32.
+    """
+    return _forward(qkv, lengths, seeds, rate, interpret)[0]
+
+
+def _forward(
+    qkv: jax.Array, lengths: jax.Array, seeds: jax.Array, rate: float, interpret: bool
+) -> tuple[jax.Array, Saved]:
+    output, wide, levels = _calls(rate, interpret)[0](qkv, lengths, seeds)
+    return output, (qkv, lengths, seeds, wide, levels)
+
+
+def _backward(
+    rate: float, interpret: bool, saved: Saved, g: jax.Array
+) -> tuple[jax.Array | None, ...]:
+    qkv, lengths, seeds, wide, levels = saved
+    sums = (g.astype(jnp.float32) * wide).sum(axis=-1).swapaxes(1, 2)  # [B, H, T]
+    gradient = _calls(rate, interpret)[1](qkv, lengths, seeds, g, levels, sums)
+    return gradient, None, None
+
+
+attention.defvjp(_forward, _backward)
+
+
+def largest_error(
+    width: int, dtype: Any, plain: Callable[..., jax.Array], interpret: bool = False
+) -> float:
+    """Run the kernels on noise; the largest relative error of value and gradients.
+
+    Args:
+        width: of a head.
+        dtype: of qkv.
+        plain: what they should compute, from q, k, v, mask of valid frames, seeds and rate.
+        interpret: as for `attention`.
+    """
+    draw = np.random.default_rng(0)
+    lengths = np.array([200, 77], np.int32)
+    frame_mask = np.arange(200) < lengths[:, None]
+    seeds = draw.integers(2**32, size=(2, 2), dtype=np.uint32)
+    qkv = draw.standard_normal((2, 200, 3, 2, width)).astype(dtype)
+    g = draw.standard_normal((2, 200, 2, width)).astype(dtype)
+
+    def ours(qkv: jax.Array) -> jax.Array:
+        return attention(qkv, lengths, seeds, 0.1, interpret)
+
+    def theirs(qkv: jax.Array) -> jax.Array:
+        return plain(*(qkv[:, :, i] for i in range(3)), frame_mask, seeds, 0.1)
+
+    def error(qkv: jax.Array, g: jax.Array) -> jax.Array:
+        (found, back), (expected, plain_back) = jax.vjp(ours, qkv), jax.vjp(theirs, qkv)
+        return difference([found, *back(g)], [expected, *plain_back(g)])
+
+    return float(jax.jit(error).lower(qkv, g).compile()(qkv, g))
+
+
+@cache
+def _calls(rate: float, interpret: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two kernels, for each device's rows."""
+    return (
+        by_rows(
+            lambda *arrays: _call_forward(*arrays, rate=rate, interpret=interpret),
+            "b t c h d, b, b s -> b u e f, b v i j, b k l",
+        ),
+        by_rows(
+            lambda *arrays: _call_backward(*arrays, rate=rate, interpret=interpret),
+            "b t c h d, b, b s, b u e f, b k l, b m n -> b v g i j",
+        ),
+    )
+
+
+def _call_forward(
+    qkv: jax.Array, lengths: jax.Array, seeds: jax.Array, *, rate: float, interpret: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The output [B, T, H, d] in the type of qkv and in float32, and the scores' levels [B, H, T].
+
+    A level is the logarithm of the sum of a query's exponentiated scores.
+    """
+    rows, frames, _, heads, width = qkv.shape
+    output = jax.ShapeDtypeStruct((rows, frames, heads, width), qkv.dtype)
+    return pl.pallas_call(
+        partial(_forward_kernel, frames=frames, rate=rate),
+        grid=(rows, heads, pl.cdiv(frames, FORWARD_BLOCKS[0])),
+        in_specs=[_spec_qkv(frames, width), _spec_length(), _spec_seeds()],
+        out_specs=[*[_spec_output(frames, width)] * 2, _spec_scalars(frames)],
+        out_shape=[
+            output,
+            output.update(dtype=jnp.float32),
+            jax.ShapeDtypeStruct((rows, heads, frames), jnp.float32),
+        ],
+        compiler_params=triton.CompilerParams(num_warps=8, num_stages=3),
+        interpret=interpret,
+        name="attention_forward",
+    )(qkv, lengths, seeds)
+
+
+def _call_backward(
+    qkv: jax.Array,
+    lengths: jax.Array,
+    seeds: jax.Array,
+    g: jax.Array,
+    levels: jax.Array,
+    sums: jax.Array,
+    *,
+    rate: float,
+    interpret: bool,
+) -> jax.Array:
+    """The gradient [B, T, 3, H, d] of qkv; sums [B, H, T] are of output times its gradient."""
+    rows, frames, _, heads, width = qkv.shape
+    return pl.pallas_call(
+        partial(_backward_kernel, frames=frames, rate=rate),
+        grid=(rows, heads, pl.cdiv(frames, BACKWARD_BLOCK)),
+        in_specs=[
+            _spec_qkv(frames, width),
+            _spec_length(),
+            _spec_seeds(),
+            _spec_output(frames, width),
+            *[_spec_scalars(frames)] * 2,
+        ],
+        out_specs=_spec_qkv(frames, width),
+        out_shape=jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
+        interpret=interpret,
+        name="attention_backward",
+    )(qkv, lengths, seeds, g, levels, sums)
+
+
+# What a program (row, head, block) is given: all frames of its row and head.
+
+
+def _spec_qkv(frames: int, width: int) -> pl.BlockSpec:
+    return pl.BlockSpec((None, frames, 3, None, width), lambda b, h, i: (b, 0, 0, h, 0))
+
+
+def _spec_output(frames: int, width: int) -> pl.BlockSpec:
+    return pl.BlockSpec((None, frames, None, width), lambda b, h, i: (b, 0, h, 0))
+
+
+def _spec_scalars(frames: int) -> pl.BlockSpec:
+    return pl.BlockSpec((None, None, frames), lambda b, h, i: (b, h, 0))
+
+
+def _spec_length() -> pl.BlockSpec:
+    return pl.BlockSpec((None,), lambda b, h, i: (b,))
+
+
+def _spec_seeds() -> pl.BlockSpec:
+    return pl.BlockSpec((None, 2), lambda b, h, i: (b, 0))
+
+
+def _forward_kernel(
+    qkv: Any, length: Any, seeds: Any, output: Any, wide: Any, levels: Any, *, frames: int,
+    rate: float,
+) -> None:  # fmt: skip
+    rows_at_once, at_once = FORWARD_BLOCKS
+    head, start = pl.program_id(1), pl.program_id(2) * rows_at_once
+    q, is_frame = _load(qkv, start, rows_at_once, frames, Q)
+    queries = start + jnp.arange(rows_at_once)
+
+    def attend(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        peaks, totals, sums = carry
+        k, v = (_load(qkv, i * at_once, at_once, frames, part)[0] for part in (K, V))
+        keys = i * at_once + jnp.arange(at_once)
+        scores = triton.dot(q, k, trans_b=True) * _scale(q)
+        scores = jnp.where((keys < length[...])[None], scores, -jnp.inf)
+        higher = jnp.maximum(peaks, scores.max(axis=1))
+        powers, shrink = jnp.exp(scores - higher[:, None]), jnp.exp(peaks - higher)
+        totals = totals * shrink + powers.sum(axis=1)
+        place = (head * frames + queries[:, None]) * frames + keys[None]
+        powers = _zero(powers, seeds, place, rate)
+        sums = sums * shrink[:, None] + triton.dot(powers.astype(v.dtype), v)
+        return higher, totals, sums
+
+    peaks, totals, sums = jax.lax.fori_loop(
+        0,
+        pl.cdiv(frames, at_once),
+        attend,
+        (
+            jnp.full(rows_at_once, -jnp.inf),
+            jnp.zeros(rows_at_once),
+            jnp.zeros(q.shape, jnp.float32),
+        ),
+    )
+    sums /= (totals * (1 - rate))[:, None]
+    place = pl.ds(start, rows_at_once)
+    triton.store(output.at[place], sums.astype(output.dtype), mask=is_frame[:, None])
+    triton.store(wide.at[place], sums, mask=is_frame[:, None])
+    triton.store(levels.at[place], peaks + jnp.log(totals), mask=is_frame)
+
+
+def _backward_kernel(
+    qkv: Any, length: Any, seeds: Any, g: Any, levels: Any, sums: Any, gradient: Any, *,
+    frames: int, rate: float,
+) -> None:  # fmt: skip
+    """A program has some frames, first as keys of all queries, then as queries of all keys."""
+    block = BACKWARD_BLOCK
+    head, own = pl.program_id(1), pl.program_id(2) * block
+    blocks = pl.cdiv(frames, block)
+    (q, is_frame), (k, _), (v, _) = (_load(qkv, own, block, frames, p) for p in (Q, K, V))
+
+    def weights(
+        q: jax.Array, k: jax.Array, g: jax.Array, v: jax.Array, first_query: Any, first_key: Any,
+        keys_first: bool,
+    ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+        """The dropped weights of the values and the scores' gradients, [keys, queries] or back."""
+        queries, keys = first_query + jnp.arange(block), first_key + jnp.arange(block)
+        levels_here, sums_here = (
+            triton.load(x.at[pl.ds(first_query, block)], mask=queries < frames, other=other)
+            for x, other in ((levels, jnp.inf), (sums, 0.0))
+        )
+        scores = triton.dot(k, q, trans_b=True) if keys_first else triton.dot(q, k, trans_b=True)
+        slopes = triton.dot(v, g, trans_b=True) if keys_first else triton.dot(g, v, trans_b=True)
+        along = (lambda x: x[None]) if keys_first else (lambda x: x[:, None])
+        across = (lambda x: x[:, None]) if keys_first else (lambda x: x[None])
+        powers = jnp.exp(scores * _scale(q) - along(levels_here))
+        powers = jnp.where(across(keys < length[...]), powers, 0)
+        place = (head * frames + along(queries)) * frames + across(keys)
+        slopes = _zero(slopes / (1 - rate), seeds, place, rate) - along(sums_here)
+        dropped = _zero(powers / (1 - rate), seeds, place, rate)
+        return dropped.astype(v.dtype), (powers * slopes).astype(q.dtype)
+
+    def take_queries(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> Any:
+        k_gradient, v_gradient = carry
+        q, _ = _load(qkv, i * block, block, frames, Q)
+        g_here, _ = _load(g, i * block, block, frames)
+        dropped, slopes = weights(q, k, g_here, v, i * block, own, True)
+        return k_gradient + triton.dot(slopes, q), v_gradient + triton.dot(dropped, g_here)
+
+    def take_keys(i: jax.Array, q_gradient: jax.Array) -> jax.Array:
+        k, _ = _load(qkv, i * block, block, frames, K)
+        v, _ = _load(qkv, i * block, block, frames, V)
+        _, slopes = weights(q, k, own_g, v, own, i * block, False)
+        return q_gradient + triton.dot(slopes, k)
+
+    def put(part: int, value: jax.Array) -> None:
+        place = gradient.at[pl.ds(own, block), jnp.int32(part)]
+        triton.store(place, value.astype(gradient.dtype), mask=is_frame[:, None])
+
+    zeros = jnp.zeros(q.shape, jnp.float32)
+    k_gradient, v_gradient = jax.lax.fori_loop(0, blocks, take_queries, (zeros, zeros))
+    put(K, k_gradient * _scale(q))
+    put(V, v_gradient)
+    own_g, _ = _load(g, own, block, frames)
+    put(Q, jax.lax.fori_loop(0, blocks, take_keys, zeros) * _scale(q))
+
+
+def _load(
+    ref: Any, start: Any, number: int, frames: int, *part: int
+) -> tuple[jax.Array, jax.Array]:
+    """So many frames [number, d], zeros after the last, and which of them there are."""
+    is_frame = start + jnp.arange(number) < frames
+    place = ref.at[pl.ds(start, number), *map(jnp.int32, part)]  # JAX interprets no plain int
+    return triton.load(place, mask=is_frame[:, None], other=0), is_frame
+
+
+def _scale(q: jax.Array) -> float:
+    return float(q.shape[-1] ** -0.5)
+
+
+def _zero(x: jax.Array, seeds: Any, place: jax.Array, rate: float) -> jax.Array:
+    """As `dropout.zero` of the weights [B, H, T, T], for some places in a row of them."""
+    if not rate:
+        return x
+    return jnp.where(keep_at(place.astype(jnp.uint32), seeds[0], seeds[1], rate), x, 0)
