@@ -20,7 +20,10 @@ def is_described() -> bool:
 
 @contextlib.contextmanager
 def made_for(described: str) -> Iterator[None]:
-    """Let `kind` give another kind than JAX's own, while programs for such a device are made."""
+    """Let `kind` give another kind than JAX's own, while programs for such a device are made.
+
+    A process should make programs for one kind only: which kernels are taken, is decided once.
+    """
     _described.append(described)
     try:
         yield
