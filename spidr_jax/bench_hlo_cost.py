@@ -108,15 +108,10 @@ def _flops_inside(program: Program, inside: Computation) -> dict[str, float] | N
     return total
 
 
-def target(each: Instruction) -> str:
-    """The library's function that a custom call calls, "" of others."""
-    match = re.search(r'custom_call_target="([^"]*)"', each.attributes)
-    return match[1] if match else ""
-
-
 def _library(each: Instruction, shapes: list[str]) -> float | None:
     """FLOP of a library's function, None of an unknown one."""
-    name = target(each)
+    match = re.search(r'custom_call_target="([^"]*)"', each.attributes)
+    name = match[1] if match else ""
     if "$conv" in name:
         # the pass forward's output and filters: all three passes compute as much
         filters = each.shape if "BackwardFilter" in name else shapes[1]

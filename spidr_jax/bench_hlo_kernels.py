@@ -120,7 +120,13 @@ def _sources(computation: Computation) -> dict[str, str]:
 
 
 def _kind(each: Instruction) -> str:
-    kind = re.search(r'"kind":"_*(\w+)"', each.attributes)
-    kind = kind or re.search(r"\bkind=(\w+)", each.attributes)
-    name = bench_hlo_cost.target(each).lstrip("_") or (kind[1] if kind else "")
-    return f"{each.operation} {name}".strip()
+    """A kernel written with Pallas has a name of its own."""
+    for pattern in (
+        r'\bbackend_config=\{.*\bname = "([\w.-]+)"',
+        r'\bcustom_call_target="_*([^"]*)"',
+        r'"kind":"_*(\w+)"',
+        r"\bkind=(\w+)",
+    ):
+        if match := re.search(pattern, each.attributes):
+            return f"{each.operation} {match[1]}"
+    return each.operation

@@ -5,15 +5,16 @@ products take at rates that kernels reach: it says where time must go, not how l
 """
 
 import collections
+import math
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from spidr_jax import bench_memory, bench_target
-from spidr_jax.bench_hlo import place
+from spidr_jax.bench_hlo import dims, place
 from spidr_jax.bench_hlo_kernels import Kernel, read_kernels
 from spidr_jax.bench_setup import Setup
 from spidr_jax.bench_target import Machine, Rates
@@ -23,6 +24,21 @@ _WRAPPER = re.compile(r"(?:jvp|transpose|vmap)\((.*)\)")
 _NO_PART = re.compile(
     r"|jit\(.*|.*->.*|while|body|cond|closed_call|checkpoint|rematted_computation|\w+_\d+"
 )
+
+# Multiplications of our own kernels, from the dimensions of their operands and first result:
+# attention's qkv [B, T, 3, H, d]; convolutions' rows and groups first, then frames, channels
+# (of which those between groups are padding, but multiplied).
+_OWN_PRODUCTS: dict[str, Callable[..., int]] = {
+    "attention_forward": lambda qkv, *_: 2 * _attention(*qkv),
+    "attention_backward": lambda qkv, *_: 7 * _attention(*qkv),  # 4 for keys, 3 for queries
+    "grouped_conv": lambda x, kernel, y: x[0] * y[1] * math.prod(kernel),
+    "grouped_conv_kernel_gradient": lambda x, g, y: g[2] * math.prod(y),
+}
+
+
+def _attention(rows: int, frames: int, _: int, heads: int, width: int) -> int:
+    """Multiplications of one product of queries' and keys' arrays, all frames with all."""
+    return rows * heads * frames * frames * width
 
 
 class _Sum(NamedTuple):
@@ -62,7 +78,7 @@ def bench_kernels(
     if program:
         with open(program, "w", encoding="utf-8") as file:
             file.write(text)
-    kernels = read_kernels(text)
+    kernels = [with_own_products(each) for each in read_kernels(text)]
     conditions = {
         "device": machine.name,
         "jax": jax.__version__,
@@ -77,6 +93,16 @@ def bench_kernels(
         "notes": bench_target.notes(machine),
     }
     return {"conditions": conditions, **summary(kernels, rates)}
+
+
+def with_own_products(kernel: Kernel) -> Kernel:
+    """Fill in what our own kernels multiply, of which XLA does not know."""
+    name = kernel.kind.removeprefix("custom-call ")
+    if kernel.known or name not in _OWN_PRODUCTS:
+        return kernel
+    arrays = [dims(shape) for shape in (*kernel.operands, kernel.result)]
+    kind = "bf16" if kernel.operands[0].startswith(("bf16", "f16")) else "f32"
+    return kernel._replace(flops={kind: 2.0 * _OWN_PRODUCTS[name](*arrays)}, known=True)
 
 
 def summary(kernels: Sequence[Kernel], rates: Rates) -> dict[str, Any]:

@@ -88,7 +88,7 @@ ENTRY %main (a: bf16[6,8], b: bf16[8,5]) -> f32[6,5] {
   %to_filters = (bf16[12,3,2]{2,1,0}, u8[10]{0}) custom-call(%images, %grad), window={size=3 stride=2}, dim_labels=b0f_o0i->b0f, feature_group_count=3, custom_call_target="__cudnn$convBackwardFilter"
   %to_images = (bf16[2,23,6]{2,1,0}, u8[0]{0}) custom-call(%grad, %filters), window={size=3 stride=2}, dim_labels=b0f_o0i->b0f, feature_group_count=3, custom_call_target="__cudnn$convBackwardInput"
   %blas = (f32[6,5]{1,0}, s8[64]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
-  %own = f32[4]{0} custom-call(%vector), custom_call_target="__gpu$xla.gpu.triton"
+  %own = f32[4]{0} custom-call(%vector), custom_call_target="__gpu$xla.gpu.triton", backend_config={debug = false, ir = "ML\\EFR) name = \\22x\\22", name = "attention_forward", num_stages = 3 : i32}
   %first = (s32[], f32[3,4]{1,0}) tuple(%at, %vector)
   %loop = (s32[], f32[3,4]{1,0}) while(%first), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   %either = f32[4]{0} conditional(%at, %vector, %vector), branch_computations={%small, %large}
@@ -161,8 +161,9 @@ def test_where_a_kernel_comes_from(kernels: Any) -> None:
     assert kernels["gemm"].source == attention
     assert kernels["row"].source == "jit(step)/add"  # its user's
     assert kernels["exact"].source == ""
+    names = ("gemm", "row", "conv", "own")
     kinds = ["fusion triton_nested_gemm_fusion", "fusion kLoop", "custom-call cudnn$convForward"]
-    assert [kernels[name].kind for name in ("gemm", "row", "conv")] == kinds
+    assert [kernels[name].kind for name in names] == [*kinds, "custom-call attention_forward"]
 
 
 def test_a_text_without_an_entry_is_said() -> None:
@@ -225,6 +226,32 @@ def test_time_is_that_of_what_takes_longer() -> None:
     ]
     parts = [(each["part"], each["kernels"], each["seconds"]) for each in found["parts"]]
     assert parts == [("Encoder/dense", 2, 10.0), ("Encoder/norm", 2, 4.0)]
+
+
+def test_products_of_our_own_kernels() -> None:
+    def kernel(name: str, *operands: str, result: str) -> Kernel:
+        kind = f"custom-call {name}"
+        return Kernel(name, kind, "", operands, result, size=1, flops={}, known=False)
+
+    rows, frames, heads, width = 2, 5, 3, 16
+    product = 2 * rows * heads * frames * frames * width
+    qkv, x = f"bf16[{rows},{frames},3,{heads},{width}]", "f32[2,4,23,16]"
+    found = [
+        kernel("attention_forward", qkv, "s32[2]", result="bf16[2,5,3,16]"),
+        kernel("attention_backward", qkv, "s32[2]", result=qkv),
+        kernel("grouped_conv", x, "f32[4,7,16,16]", result="f32[2,5,40]"),
+        kernel("grouped_conv_kernel_gradient", x, "f32[2,4,16,16]", result="f32[2,4,7,16,16]"),
+        kernel("another", x, result=x),
+    ]
+    ours = [bench_kernels.with_own_products(each) for each in found]
+    assert [each.flops for each in ours] == [
+        {"bf16": 2 * product},
+        {"bf16": 7 * product},
+        {"f32": 2 * (rows * frames) * 4 * 7 * 16 * 16},
+        {"f32": 2 * (2 * 16) * 4 * 7 * 16 * 16},
+        {},
+    ]
+    assert [each.known for each in ours] == [True, True, True, True, False]
 
 
 # --- what to compile for
@@ -290,11 +317,12 @@ def test_programs_are_made_for_the_described_kind() -> None:
 def test_a_step_compiles_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     command = [sys.executable, "-m", "spidr_jax.bench", "kernels", "--target", "h100"]
-    command += ["--config", str(tiny.SMOKE), "--batch", "2", "--samples", "8080"]
-    command += ["--set", "model.encoder_num_layers=1", "--set", "model.num_codebooks=1"]
-    command += ["--set", "memory.accumulate=2", "--json", str(out)]
+    command += ["--config", str(tiny.SMOKE), "--batch", "4", "--samples", "16080"]
+    command += ["--set", "precision=bfloat16", "--set", "memory.accumulate=2"]
+    command += ["--set", "model.encoder_dropout=0.1", "--json", str(out)]
     done = subprocess.run(command, check=True, timeout=500, capture_output=True, text=True)
     assert "gpu (NVIDIA H100 80GB HBM3, described)" in done.stdout
+    assert "warning" not in done.stdout  # all arithmetic is known
     found = json.loads(out.read_text())
     parts = {(each["part"], each["pass"]): each for each in found["parts"]}
     for name in ("Encoder/attention", "FeatureExtractor/conv"):
@@ -302,3 +330,7 @@ def test_a_step_compiles_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:
         assert parts[name, "backward"]["flop"] > parts[name, "forward"]["flop"]
     teacher = parts["teacher/Encoder/attention", "forward"]
     assert teacher["flop"] == pytest.approx(parts["Encoder/attention", "forward"]["flop"])
+    # no layer of the teacher computes the norms of those before it anew
+    norms = [each for each in found["groups"] if "teacher)/Encoder/layers" in each["source"]]
+    assert norms
+    assert max(len(each["operands"]) for each in norms) < 10
