@@ -333,4 +333,4 @@ def test_a_step_compiles_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     # no layer of the teacher computes the norms of those before it anew
     norms = [each for each in found["groups"] if "teacher)/Encoder/layers" in each["source"]]
     assert norms
-    assert max(len(each["operands"]) for each in norms) < 10
+    assert max(len(each["operands"]) for each in norms) < 12
