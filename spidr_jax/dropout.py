@@ -6,7 +6,7 @@ devices, and in the backward pass it is computed anew. B rows, L layers.
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,18 @@ def zero(x: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
 
 def drop(x: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
     """`zero`, and scale the rest by 1 / (1 - rate)."""
-    return x if seeds is None or rate == 0 else zero(x / (1 - rate), seeds, rate)
+    if seeds is None or rate == 0:
+        return x
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # 0.9 in bfloat16 is 0.898
+    return zero((wide / (1 - rate)).astype(x.dtype), seeds, rate)
+
+
+def anew(x: Any) -> Any:
+    """Arrays x, but XLA computes what follows from them again if it has computed it before.
+
+    It would keep it in memory, which on a CPU, where this does nothing, costs less.
+    """
+    return x if jax.default_backend() == "cpu" else lax.optimization_barrier(x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -79,5 +90,5 @@ def dropout(x: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
 
 dropout.defvjp(
     lambda x, seeds, rate: (drop(x, seeds, rate), seeds),
-    lambda rate, seeds, g: (drop(g, seeds, rate), None),
+    lambda rate, seeds, g: (drop(g, anew(seeds), rate), None),
 )

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from spidr_jax.dropout import drop
+from spidr_jax import own_kernels
+from spidr_jax.dropout import anew, drop
 
 EPSILON = 1e-5
 Saved = Any
+Gradients = tuple[jax.Array | None, ...]
 
 
 def _phi(x: jax.Array) -> jax.Array:
@@ -69,22 +71,58 @@ def _layer_norm(
     return _affine(standard, scale, bias).astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
-def _layer_norm_backward(
-    saved: Saved, g: jax.Array
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+def _backward(
+    saved: Saved, g: jax.Array, seeds: jax.Array | None, rate: float, gelu: bool
+) -> Gradients:
+    """Of x, of what was dropped (that of x without seeds), of scale and of bias."""
+    x, _, _, scale, bias = saved
+    if x.ndim == 3:
+        own = own_kernels.load("norms", "norm_kernel", x.dtype, x.shape[-1], x.dtype, _gradients)
+        if own:
+            return own.gradients(x, g, scale, bias, seeds, rate, gelu)
+    return _plain_backward(saved, g, seeds, rate, gelu)
+
+
+def _gradients(
+    x: jax.Array, g: jax.Array, scale: jax.Array | None, bias: jax.Array | None, *rest: Any
+) -> Gradients:
+    """What `norm_kernel.gradients` should compute."""
+    return _plain_backward(_layer_norm(x, scale, bias)[1], g, *rest)
+
+
+def _plain_backward(
+    saved: Saved, g: jax.Array, seeds: jax.Array | None, rate: float, gelu: bool
+) -> Gradients:
+    """The gradient at the norm's output is computed anew for its sums: stored, it is float32."""
     x, mean, inverse, scale, bias = saved
-    standard = (x.astype(jnp.float32) - mean) * inverse
-    g = g.astype(jnp.float32)
+
+    def at_norm(
+        x: jax.Array, mean: jax.Array, inverse: jax.Array, g: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        standard = (x.astype(jnp.float32) - mean) * inverse
+        g = g.astype(jnp.float32)
+        return standard, g * _gelu_slope(_affine(standard, scale, bias)) if gelu else g
+
+    standard, slopes = at_norm(x, mean, inverse, g)
+    slopes = slopes if scale is None else slopes * scale
+    means = slopes.mean(axis=-1, keepdims=True), (slopes * standard).mean(axis=-1, keepdims=True)
+    gradient = (inverse * (slopes - means[0] - standard * means[1])).astype(x.dtype)
+    standard, slopes = at_norm(*anew((x, mean, inverse, g)))
     axes = tuple(range(x.ndim - 1))
-    scale_gradient = None if scale is None else (g * standard).sum(axis=axes)
-    bias_gradient = None if bias is None else g.sum(axis=axes)
-    g = g if scale is None else g * scale
-    means = g.mean(axis=-1, keepdims=True), (g * standard).mean(axis=-1, keepdims=True)
-    gradient = inverse * (g - means[0] - standard * means[1])
-    return gradient.astype(x.dtype), scale_gradient, bias_gradient
+    return (
+        gradient,
+        drop(gradient, anew(seeds), rate),
+        None if scale is None else (slopes * standard).sum(axis=axes),
+        None if bias is None else slopes.sum(axis=axes),
+    )
 
 
-layer_norm.defvjp(_layer_norm, _layer_norm_backward)
+def _layer_norm_backward(gelu: bool, saved: Saved, g: jax.Array) -> Gradients:
+    gradient, _, *others = _backward(saved, g, None, 0.0, gelu)
+    return gradient, *others
+
+
+layer_norm.defvjp(_layer_norm, partial(_layer_norm_backward, False))
 
 
 @jax.custom_vjp
@@ -101,13 +139,7 @@ def _layer_norm_gelu(
     return (y * _phi(y)).astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
-def _layer_norm_gelu_backward(saved: Saved, g: jax.Array) -> tuple[jax.Array | None, ...]:
-    x, mean, inverse, scale, bias = saved
-    y = _affine((x.astype(jnp.float32) - mean) * inverse, scale, bias)
-    return _layer_norm_backward(saved, g.astype(jnp.float32) * _gelu_slope(y))
-
-
-layer_norm_gelu.defvjp(_layer_norm_gelu, _layer_norm_gelu_backward)
+layer_norm_gelu.defvjp(_layer_norm_gelu, partial(_layer_norm_backward, True))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -141,8 +173,7 @@ def _add_layer_norm_backward(
     rate: float, saved: Saved, g: jax.Array
 ) -> tuple[jax.Array | None, ...]:
     norm_saved, seeds = saved
-    gradient, *others = _layer_norm_backward(norm_saved, g)
-    return gradient, drop(gradient, seeds, rate), *others, None
+    return *_backward(norm_saved, g, seeds, rate, gelu=False), None
 
 
 add_layer_norm.defvjp(_add_layer_norm, _add_layer_norm_backward)

@@ -80,6 +80,13 @@ def test_padding_has_no_part() -> None:
         np.testing.assert_allclose(found[1, :77], other[1, :77], rtol=1e-6, atol=1e-6)
 
 
+def test_rows_without_frames_give_numbers() -> None:
+    qkv, _, seeds, g = draw(64, jnp.float32)
+    value, gradient = ours(qkv, jnp.array([64, 0]), seeds, g, 0.3)
+    assert np.isfinite(value).all()
+    assert not np.asarray(gradient[1]).any()
+
+
 ON_TWO_DEVICES = """
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
