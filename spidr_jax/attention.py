@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spidr_jax import own_kernels
+from spidr_jax import backend, own_kernels
 from spidr_jax.dropout import drop, zero
 
 
@@ -53,7 +53,7 @@ def _flash(q: jax.Array, k: jax.Array, v: jax.Array, frame_mask: jax.Array | Non
 @cache
 def flash_runs(shape: tuple[int, int, int], dtype: Any) -> bool:
     """Whether cuDNN attends, forward and backward, on this machine at a shape (T, H, d)."""
-    if not own_kernels.may_run(dtype):
+    if not own_kernels.may_run(dtype) or backend.is_described():
         return False
     x = jax.ShapeDtypeStruct((1, *shape), dtype)
     mask = jax.ShapeDtypeStruct((1, shape[0]), jnp.bool)

@@ -9,10 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
-from spidr_jax import bench_scale, sharding
+from spidr_jax import bench_target, sharding
+from spidr_jax.bench_target import Machine
 from spidr_jax.train_step import StepConfig
 
 ROWS = (1, 2, 4, 8, 16)
@@ -55,20 +54,22 @@ def planned_bytes(compiled: jax.stages.Compiled) -> int:
     return whole - memory.alias_size_in_bytes  # results that take over an argument's place
 
 
-def measure(name: str, config: StepConfig, samples: int, frozen: bool) -> Memory:
+def measure(name: str, config: StepConfig, machine: Machine, samples: int, frozen: bool) -> Memory:
     """Compile a step for three numbers of rows and read what memory it needs.
 
     Args:
         name: of the variant, for the table.
         config: what to compute.
+        machine: what for.
         samples: of an utterance.
         frozen: the phase from `freeze_step` on.
     """
-    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    # on CPU, not to optimise the machine's code, which has no part in memory
+    fast = {"xla_backend_optimization_level": "0"} if machine.device.platform == "cpu" else {}
     planned = {}
     for rows in (*_MEASURED, _CHECKED):
-        lowered, state, _ = bench_scale.lower_step(config, mesh, rows, samples, frozen=frozen)
-        planned[rows] = planned_bytes(lowered.compile(_fast_options()))
+        compiled, state = bench_target.compile_step(machine, config, rows, samples, frozen, fast)
+        planned[rows] = planned_bytes(compiled)
     low, high = _MEASURED
     row = (planned[high] - planned[low]) / (high - low)
     fixed = planned[low] - low * row
@@ -76,30 +77,28 @@ def measure(name: str, config: StepConfig, samples: int, frozen: bool) -> Memory
     return Memory(name, sharding.device_bytes(state), fixed, row, check)
 
 
-def _fast_options() -> dict[str, str | bool]:
-    """On CPU, not to optimise the machine's code, which has no part in memory."""
-    return {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else {}
-
-
 def bench_memory(
-    variants: Mapping[str, StepConfig], *, samples: int, frozen: bool = False
+    variants: Mapping[str, StepConfig], machine: Machine, *, samples: int, frozen: bool = False
 ) -> list[Memory]:
     """Measure the memory of each variant of a step; see `measure`."""
-    return [measure(name, config, samples, frozen) for name, config in variants.items()]
+    return [measure(name, config, machine, samples, frozen) for name, config in variants.items()]
 
 
-def table(found: Sequence[Memory], sizes: Sequence[int], reserve: float, samples: int) -> str:
+def table(
+    found: Sequence[Memory], machine: Machine, sizes: Sequence[int], reserve: float, samples: int
+) -> str:
     """Two tables in Markdown: memory of batches, and the largest batches of devices.
 
     Args:
         found: a line each.
+        machine: what they were measured for.
         sizes: of devices, in GiB.
         reserve: the share of a device to leave free.
         samples: of an utterance.
     """
     lines = [
         f"GiB of one device for batches of rows x {samples:,} samples, planned by the compiler for "
-        f"{_device()}",
+        f"{machine.name}",
         "",
         _line("step", "state", *(f"{rows} rows" for rows in ROWS)),
         _line(*["---"] * (2 + len(ROWS))),
@@ -117,28 +116,23 @@ def table(found: Sequence[Memory], sizes: Sequence[int], reserve: float, samples
     for each in found:
         most = (each.most_rows((1 - reserve) * size * 2**30) for size in sizes)
         lines.append(_line(each.name, *map(str, most)))
-    return "\n".join([*lines, *_notes(found)])
+    return "\n".join([*lines, *_notes(found, machine)])
 
 
-def _notes(found: Sequence[Memory]) -> list[str]:
+def _notes(found: Sequence[Memory], machine: Machine) -> list[str]:
     notes = [
         f"warning: {each.name} is not linear in rows: {_CHECKED} rows take {each.check:.2f} times "
         "what the line says"
         for each in found
         if abs(each.check - 1) > _EXACT
     ]
-    if jax.default_backend() == "cpu":
+    if machine.device.platform == "cpu":
         notes.append(
-            "an estimate for GPUs: a CPU's compiler fuses less and keeps some bfloat16 arrays as "
-            "float32. On the GPU itself this command asks its own compiler, and `bench step` "
-            "measures the peak"
+            "a CPU's plan: its compiler fuses less and keeps some bfloat16 arrays as float32. "
+            "--target h100 asks a GPU's compiler, also without a GPU"
         )
+    notes += bench_target.notes(machine)
     return ["", *notes] if notes else []
-
-
-def _device() -> str:
-    device = jax.devices()[0]
-    return f"{device.platform} ({device.device_kind})"
 
 
 def _line(*cells: str) -> str:

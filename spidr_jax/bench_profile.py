@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from spidr_jax.bench_hlo import place
 from spidr_jax.bench_timing import Start
 
 STEPS = 3
@@ -70,7 +71,7 @@ def total_times(events: list[dict[str, Any]], program: str, steps: int) -> list[
     operations = _operations(events)
     for event, time in zip(operations, _shared_times(events, operations), strict=True):
         operation = event.get("args", {}).get("hlo_op", "")
-        key = _kind(event["name"]), _place(sources.get(operation, ""))
+        key = _kind(event["name"]), place(sources.get(operation, ""))
         times[key] += time
         calls[key] += 1
     whole = sum(times.values())
@@ -149,11 +150,6 @@ def _ends(events: list[dict[str, Any]], operations: list[dict[str, Any]]) -> lis
 def _kind(name: str) -> str:
     """An operation's name without its number."""
     return re.sub(r"[._]\d+$", "", name)
-
-
-def _place(source: str) -> str:
-    """Where in the model an operation comes from, without the layer's number."""
-    return re.sub(r"(layers|convs)_\d+", r"\1_*", source)
 
 
 def table(found: list[dict[str, Any]], lines: int = 25) -> str:

@@ -9,7 +9,7 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh
 
-from spidr_jax import own_kernels
+from spidr_jax import backend, own_kernels
 from spidr_jax.by_rows import Shardings, axes, by_rows
 
 
@@ -59,7 +59,7 @@ def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _gradients(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    if jax.default_backend() != "cpu":
+    if backend.kind() != "cpu":
         return jax.vjp(_conv, x, kernel)[1](g)
     (x_gradient,) = jax.vjp(lambda x: _conv(x, kernel), x)[1](g)
     return x_gradient, _kernel_gradient(x, kernel, g)

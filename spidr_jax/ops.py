@@ -152,7 +152,9 @@ def add_layer_norm(
     rate: float,
 ) -> jax.Array:
     """LayerNorm of residual + dropout(x), both [B, ..., D]; seeds as in `dropout`."""
-    return _add_layer_norm(residual, x, scale, bias, seeds, rate)[0]
+    # Else XLA for GPUs computes in each layer the norms of all layers before anew: where no
+    # derivative keeps them, a kernel of layer 12 read 91 arrays, and compilation took minutes.
+    return lax.optimization_barrier(_add_layer_norm(residual, x, scale, bias, seeds, rate)[0])
 
 
 def _add_layer_norm(

@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spidr_jax import backend
+
 _RIGHT = 0.02  # of a result's norm; the rounding of 16 bits gives 0.003
 
 
 def may_run(dtype: Any) -> bool:
     """Whether programs are for a GPU, in a type that its tensor cores take at full rate."""
-    return jax.default_backend() == "gpu" and dtype in (jnp.bfloat16, jnp.float16)
+    return backend.kind() == "gpu" and dtype in (jnp.bfloat16, jnp.float16)
 
 
 @cache
@@ -35,6 +37,8 @@ def load(name: str, module: str, dtype: Any, *arguments: Hashable) -> ModuleType
         return None
     try:
         kernel = import_module(f"spidr_jax.{module}")
+        if backend.is_described():
+            return kernel  # nothing can run
         error = kernel.largest_error(*arguments)
     except Exception as problem:  # whatever a version, device or shape lacks
         report(f"{name} without a kernel of its own", problem)

@@ -189,7 +189,8 @@ def _forward(
     feats, frame_mask = model.extract(nets, params, waveforms, rows.get("lengths"))  # [B, T, D]
     x = model.mask_feats(nets, params, feats, mask, noise)
     outputs = model.encode(nets, params["student"], x, frame_mask, noise)
-    _, taught = model.encode(nets, state.teacher, jax.lax.stop_gradient(feats), frame_mask)
+    with jax.named_scope("teacher"):
+        _, taught = model.encode(nets, state.teacher, jax.lax.stop_gradient(feats), frame_mask)
     return compare(config, params, state.codebooks, outputs, taught, mask, frame_mask)
 
 

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from audio_files import make_corpus
 
-from spidr_jax import bench
+from spidr_jax import bench, bench_data
 from spidr_jax.data.corpus import open_manifest
 
 
@@ -34,7 +34,7 @@ def test_a_rate_is_audio_by_time():
             sum(range(100_000))
             yield count
 
-    rate = bench.measure("spin", 1, 0.2, spin)
+    rate = bench_data.measure("spin", 1, 0.2, spin)
     # One thread that only computes: a second of it is a second of processor time, if it gets it.
     assert 0 < rate.per_second <= rate.per_cpu_second * 1.3
 
@@ -65,8 +65,8 @@ def test_the_pipeline_costs_little_more_than_decoding(tmp_path):
         for row in itertools.cycle(rows):
             yield len(soundfile.read(row.path, dtype="int16")[0])
 
-    plain = bench.measure("soundfile", 1, 2.0, decode)
-    (ours,) = bench.bench_data(
+    plain = bench_data.measure("soundfile", 1, 2.0, decode)
+    (ours,) = bench_data.bench_data(
         manifest, threads=[1], seconds=2.0, batch_samples=1_000_000, reference=False
     )
     # Cropping to a rung leaves about a tenth of what is decoded unused.

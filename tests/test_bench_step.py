@@ -19,6 +19,7 @@ from spidr_jax import (
     bench_profile,
     bench_setup,
     bench_step,
+    bench_target,
     bench_timing,
 )
 from spidr_jax.bench_flops import Arithmetic, count_parts, count_step
@@ -338,7 +339,8 @@ def test_kernels_of_a_gpu_are_those_of_its_streams() -> None:
 @pytest.mark.slow
 def test_memory_of_rows_is_a_line() -> None:
     config = StepConfig(model=ModelConfig(**SMALL))
-    (found,) = bench_memory.bench_memory({"full": config}, samples=1_205)
+    machine = bench_target.find(None)
+    (found,) = bench_memory.bench_memory({"full": config}, machine, samples=1_205)
     assert found.row > 240 * 4 * 4  # what the first convolution gives, for its backward pass
     norm, dense = 2 * 8, 8 * 16 + 16 + 16 * 8 + 8
     student = 2 * (3 * 4 * 8 + 8) + norm + (8 * 24 + 8 * 8 + 8 + dense + 2 * norm)
@@ -356,7 +358,9 @@ def test_the_batches_of_devices() -> None:
         Memory("full", state=gib, fixed=2.0 * gib, row=1.5 * gib, check=1.0),
         Memory("bent", state=gib, fixed=20.0 * gib, row=1.0 * gib, check=0.9),
     ]
-    lines = bench_memory.table(found, [16, 40], reserve=0.25, samples=235_600).splitlines()
+    machine = bench_target.find(None)
+    text = bench_memory.table(found, machine, [16, 40], reserve=0.25, samples=235_600)
+    lines = text.splitlines()
     cells = {
         line.split("|")[1].strip() + str(i): line for i, line in enumerate(lines) if "|" in line
     }
@@ -370,7 +374,7 @@ def test_the_batches_of_devices() -> None:
     assert (
         warning == "warning: bent is not linear in rows: 8 rows take 0.90 times what the line says"
     )
-    assert "an estimate for GPUs" in lines[-1]  # the tests' backend is the CPU
+    assert "--target h100 asks a GPU's compiler" in lines[-1]  # the tests' backend is the CPU
 
 
 # --- what is asked for
