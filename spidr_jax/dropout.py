@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from spidr_jax import backend
+
 
 class Noise(NamedTuple):
     """All that is random in one pass through the encoder."""
@@ -79,7 +81,7 @@ def anew(x: Any) -> Any:
 
     It would keep it in memory, which on a CPU, where this does nothing, costs less.
     """
-    return x if jax.default_backend() == "cpu" else lax.optimization_barrier(x)
+    return x if backend.kind() == "cpu" else lax.optimization_barrier(x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
