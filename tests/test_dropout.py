@@ -94,6 +94,13 @@ def test_what_is_kept_is_scaled_and_the_mean_stays() -> None:
     assert abs(dropped.mean() - 2) < 0.01
 
 
+def test_bfloat16_is_scaled_by_the_rate_and_not_by_its_rounding() -> None:
+    x = jnp.linspace(1, 2, 2 * 120 * 256).reshape(2, 120, 256).astype(jnp.bfloat16)
+    dropped = np.asarray(dropout.drop(x, seeds(4, 2), 0.1), np.float64)
+    ratios = dropped[dropped > 0] / np.asarray(x, np.float64)[dropped > 0]
+    assert abs(ratios.mean() - 1 / 0.9) < 3e-4  # 0.9 as bfloat16 is 0.8984: 2e-3 off
+
+
 def test_without_seeds_or_rate_nothing_changes() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 3, 4))
     np.testing.assert_array_equal(dropout.dropout(x, None, 0.5), x)

@@ -108,6 +108,20 @@ def test_rules_keep_nothing_wider_than_their_input() -> None:
     assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]
 
 
+@pytest.mark.parametrize("name", ["layer_norm_gelu", "add_layer_norm"])
+def test_rules_that_compute_anew_off_cpus_give_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, _, shapes = CASES[name]
+    arguments = draw(shapes, jnp.float32)
+    expected = value_and_gradients(ours, arguments)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    for mine, other in zip(value_and_gradients(ours, arguments), expected, strict=True):
+        assert error(mine, other) < 1e-6
+    gradient = jax.grad(lambda *arguments: ours(*arguments).sum(), range(len(arguments)))
+    assert "optimization_barrier" in jax.jit(gradient).lower(*arguments).as_text()
+
+
 @pytest.mark.parametrize(("width", "stride"), [(10, 5), (2, 2), (3, 3), (3, 2), (4, 1)])
 @pytest.mark.parametrize("samples", [40, 43])
 def test_convolution_as_a_product_equals_a_convolution(
