@@ -31,6 +31,7 @@ _NO_PART = re.compile(
 _OWN_PRODUCTS: dict[str, Callable[..., int]] = {
     "attention_forward": lambda qkv, *_: 2 * _attention(*qkv),
     "attention_backward": lambda qkv, *_: 7 * _attention(*qkv),  # 4 for keys, 3 for queries
+    "norm_backward": lambda *_: 0,
     "grouped_conv": lambda x, kernel, y: x[0] * y[1] * math.prod(kernel),
     "grouped_conv_kernel_gradient": lambda x, g, y: g[2] * math.prod(y),
     "norm_backward": lambda *_: 0,
@@ -103,7 +104,8 @@ def with_own_products(kernel: Kernel) -> Kernel:
         return kernel
     arrays = [dims(shape) for shape in (*kernel.operands, kernel.result)]
     kind = "bf16" if kernel.operands[0].startswith(("bf16", "f16")) else "f32"
-    return kernel._replace(flops={kind: 2.0 * _OWN_PRODUCTS[name](*arrays)}, known=True)
+    number = 2.0 * _OWN_PRODUCTS[name](*arrays)
+    return kernel._replace(flops={kind: number} if number else {}, known=True)
 
 
 def summary(kernels: Sequence[Kernel], rates: Rates) -> dict[str, Any]:
