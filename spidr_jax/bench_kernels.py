@@ -34,7 +34,6 @@ _OWN_PRODUCTS: dict[str, Callable[..., int]] = {
     "norm_backward": lambda *_: 0,
     "grouped_conv": lambda x, kernel, y: x[0] * y[1] * math.prod(kernel),
     "grouped_conv_kernel_gradient": lambda x, g, y: g[2] * math.prod(y),
-    "norm_backward": lambda *_: 0,
 }
 
 
