@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from spidr_jax import backend, own_kernels
-from spidr_jax.dropout import drop, zero
+from spidr_jax.dropout import anew, drop, zero
 
 
 def attention(
@@ -111,6 +111,7 @@ def _backward(rate: float, saved: Any, g: jax.Array) -> tuple[jax.Array | None, 
     The output is kept in float32 for that: rounded, it would double the gradients' error.
     """
     q, k, v, powers, totals, output, seeds = saved
+    seeds = anew(seeds)
     sums = (g.astype(jnp.float32) * output).sum(axis=-1).swapaxes(1, 2)  # [B, H, T]
     shares = (g * _shares(totals, seeds, rate)).astype(v.dtype)
     v_gradient = jnp.einsum("bhqk,bqhd->bkhd", zero(powers, seeds, rate), shares)
