@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from spidr_jax import compilation, phases, sharding
 from spidr_jax import config as config_lib
-from spidr_jax import phases, sharding
 from spidr_jax.train_step import StepConfig, TrainState
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
@@ -138,20 +137,9 @@ def lower_step(
         The lowered step, and the shapes of its state and batch.
     """
     state = phases.abstract_state(config, mesh, fsdp, frozen)
-    batch = _abstract_batch(mesh, rows, samples)
+    batch = compilation.abstract_batch((rows, samples), mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return phases.jit_step(config, mesh, fsdp, frozen).lower(state, batch, key), state, batch
-
-
-def _abstract_batch(mesh: Mesh, rows: int, samples: int) -> dict[str, jax.ShapeDtypeStruct]:
-    def split(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.split_rows(mesh))
-
-    return {
-        "waveforms": split(jnp.int16, rows, samples),
-        "mean": split(jnp.float32, rows),
-        "inv_std": split(jnp.float32, rows),
-    }
 
 
 def read_collectives(text: str, devices: int) -> list[Collective]:

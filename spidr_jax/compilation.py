@@ -81,7 +81,7 @@ class Programs:
         step = phases.jit_step(self._config, self._mesh, self._fsdp, frozen)
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(self._mesh))
-        program = step.lower(state, _abstract_batch(shape, self._mesh), key).compile()
+        program = step.lower(state, abstract_batch(shape, self._mesh), key).compile()
         rows, samples = shape
         phase = ", frozen extractor" if frozen else ""
         seconds = time.perf_counter() - start
@@ -89,7 +89,7 @@ class Programs:
         return program
 
 
-def _abstract_batch(shape: Shape, mesh: Mesh) -> dict[str, Any]:
+def abstract_batch(shape: Shape, mesh: Mesh) -> dict[str, Any]:
     """A batch as `pipeline.batches` and `sharding.put_batch` give it."""
     rows = sharding.split_rows(mesh)
     scalars = jax.ShapeDtypeStruct(shape[:1], jnp.float32, sharding=rows)

@@ -1,6 +1,6 @@
 """Whether a kernel of ours may stand in for what XLA makes: it must run here, and be right."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -63,3 +63,8 @@ def difference(found: Sequence[jax.Array], expected: Sequence[jax.Array]) -> jax
 
     pairs = zip(found, expected, strict=True)
     return jnp.stack([norm(a - b) / norm(b) for a, b in pairs]).max()
+
+
+def run_now(function: Callable[..., jax.Array], *arrays: Any) -> float:
+    """A function's result, also while another is traced, which a call would become part of."""
+    return float(jax.jit(function).lower(*arrays).compile()(*arrays))
