@@ -1,12 +1,12 @@
-"""The backward pass of LayerNorm, with what is around it, as one kernel for GPUs.
+"""LayerNorm, with GELU after it or dropout before, and its backward pass as kernels for GPUs.
 
-It reads x and the gradient once and writes their gradient once; XLA reads both twice, and x twice
-more for the statistics. B batch, T frames, D width, P programs an utterance.
+Each reads and writes its arrays once. XLA's backward pass reads them twice, and its GELU takes
+longer than its memory traffic. B batch, T frames, D width, P programs an utterance.
 """
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -21,12 +21,40 @@ from spidr_jax.dropout import keep_at
 from spidr_jax.own_kernels import difference, run_now
 
 EPSILON = 1e-5
-PROGRAMS, FRAMES = 128, (16, 128)  # about so many an utterance, within these frames a program
+PROGRAMS, FRAMES = 128, (8, 128)  # about so many an utterance, within these frames a program
+WARPS = 2
 Gradients = tuple[jax.Array | None, ...]
+Row = jax.Array  # float32 [D], padded with zeros to a power of two, the only lengths in Triton
+
+
+def forward(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    gelu: bool,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """LayerNorm of x, or GELU of it.
+
+    Args:
+        x: [B, T, D].
+        scale: float32 [D], or None.
+        bias: float32 [D], or None.
+        gelu: whether GELU follows the norm.
+        interpret: have JAX compute the kernel step by step, on any device, for tests.
+
+    Returns:
+        The result, in the type of x; mean and inverse deviation of x, float32 [B, T].
+    """
+    call = _forward_call((scale is not None, bias is not None), gelu, interpret)
+    y, mean, inverse = call(*(each for each in (x, scale, bias) if each is not None))
+    return y, mean, inverse
 
 
 def gradients(
     x: jax.Array,
+    mean: jax.Array,
+    inverse: jax.Array,
     g: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
@@ -35,73 +63,143 @@ def gradients(
     gelu: bool,
     interpret: bool = False,
 ) -> Gradients:
-    """Gradients of LayerNorm of x, or of GELU of it, given that of the output.
+    """Gradients of `forward`, and of dropout before it.
 
     Args:
         x: [B, T, D].
-        g: [B, T, D], gradient of the output.
+        mean: of x, as `forward` gives it.
+        inverse: deviation of x, likewise.
+        g: [B, T, D], gradient of the result.
         scale: float32 [D], or None.
         bias: float32 [D], or None.
         seeds: uint32 [B, 2] of the dropout of what was added to make x, as in `dropout`; or None.
         rate: of that dropout.
         gelu: whether GELU follows the norm.
-        interpret: have JAX compute the kernel step by step, on any device, for tests.
+        interpret: as for `forward`.
 
     Returns:
         The gradients of x, of what was dropped (that of x without seeds), of scale and of bias
         (None where there is none).
     """
-    arrays = (x, g, scale, bias, seeds)
-    there = tuple(each is not None for each in arrays)
-    call = _call(there, rate, gelu, interpret)
+    there = tuple(each is not None for each in (scale, bias, seeds))
+    call = _backward_call(there, rate, gelu, interpret)
+    arrays = (x, g, mean, inverse, scale, bias, seeds)
     found = iter(call(*(each for each in arrays if each is not None)))
     gradient = next(found)
     dropped = gradient if seeds is None else next(found)
-    sums = [next(found).sum(axis=(0, 1)) if each else None for each in there[2:4]]
+    sums = [next(found).sum(axis=(0, 1)) if each else None for each in there[:2]]
     return gradient, dropped, *sums
 
 
 @cache
-def _call(
+def _forward_call(
+    there: tuple[bool, bool], gelu: bool, interpret: bool
+) -> Callable[..., list[jax.Array]]:
+    """The kernel for those of scale and bias that are there."""
+    scale, bias = there
+
+    def call(*arrays: jax.Array) -> list[jax.Array]:
+        x = arrays[0]
+        scalars = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
+        kernel = partial(_forward_kernel, gelu=gelu)
+        return _pallas_call(kernel, "norm_forward", (True, *there), [x, scalars, scalars],
+                            (True, True, True), interpret)(*arrays)  # fmt: skip
+
+    rule = _rule((True, "b t d"), (scale, "f"), (bias, "h"))
+    return by_rows(call, f"{rule} -> b u e, b v, b w", range(1, 1 + scale + bias))
+
+
+@cache
+def _backward_call(
     there: tuple[bool, ...], rate: float, gelu: bool, interpret: bool
 ) -> Callable[..., list[jax.Array]]:
-    """The kernel for those of x, g, scale, bias and seeds that are there, for a device's rows."""
-    _, _, scale, bias, seeds = there
+    """The kernel for those of scale, bias and seeds that are there."""
+    scale, bias, seeds = there
     results = (True, seeds, scale, bias)
 
     def call(*arrays: jax.Array) -> list[jax.Array]:
         x = arrays[0]
-        batch, frames, width = x.shape
-        programs = pl.cdiv(frames, int(np.clip(frames // PROGRAMS, *FRAMES)))
-        sums = jax.ShapeDtypeStruct((batch, programs, width), jnp.float32)
-        shapes = (x, x, sums, sums)
+        sums = jax.ShapeDtypeStruct((x.shape[0], _programs(x), x.shape[2]), jnp.float32)
+        kernel = partial(_backward_kernel, rate=rate, gelu=gelu)
+        return _pallas_call(kernel, "norm_backward", (*[True] * 4, *there), [x, x, sums, sums],
+                            results, interpret)(*arrays)  # fmt: skip
 
-        def kernel(*refs: Any) -> None:
+    inputs = _rule((True, "b t d, b u e, b a, b c"), (scale, "f"), (bias, "h"), (seeds, "b s"))
+    outputs = _rule((True, "b v i"), (seeds, "b w j"), (scale, "b p k"), (bias, "b q l"))
+    return by_rows(call, f"{inputs} -> {outputs}", range(4, 4 + scale + bias))
+
+
+def _rule(*axes: tuple[bool, str]) -> str:
+    """The axes of those arrays that are there."""
+    return ", ".join(names for there, names in axes if there)
+
+
+def _programs(x: jax.Array) -> int:
+    frames = x.shape[1]
+    return int(pl.cdiv(frames, int(np.clip(frames // PROGRAMS, *FRAMES))))
+
+
+def _pallas_call(
+    kernel: Callable[..., None],
+    name: str,
+    arguments: tuple[bool, ...],
+    shapes: list[Any],
+    results: tuple[bool, ...],
+    interpret: bool,
+) -> Callable[..., list[jax.Array]]:
+    """A kernel whose references are None for what is not there; x is the first argument."""
+
+    def call(x: jax.Array, *others: jax.Array) -> list[jax.Array]:
+        def with_all(*refs: Any) -> None:
             each = iter(refs)
-            all_refs = (next(each) if it else None for it in (*there, *results))
-            _kernel(*all_refs, rate=rate, gelu=gelu)
+            kernel(*(next(each) if it else None for it in (*arguments, *results)))
 
         return pl.pallas_call(
-            kernel,
+            with_all,
             out_shape=[shape for shape, it in zip(shapes, results, strict=True) if it],
-            grid=(batch, programs),
-            compiler_params=triton.CompilerParams(num_warps=1),
+            grid=(x.shape[0], _programs(x)),
+            compiler_params=triton.CompilerParams(num_warps=WARPS),
             interpret=interpret,
-            name="norm_backward",
-        )(*arrays)
+            name=name,
+        )(x, *others)
 
-    def axes(*rules: str, there: tuple[bool, ...]) -> str:
-        return ", ".join(rule for rule, it in zip(rules, there, strict=True) if it)
-
-    inputs = axes("b t d", "b u e", "f", "h", "b s", there=there)
-    outputs = axes("b v i", "b w j", "b p k", "b q l", there=results)
-    whole = range(2, 2 + scale + bias)
-    return by_rows(call, f"{inputs} -> {outputs}", whole)
+    return call
 
 
-def _kernel(
+def _forward_kernel(
+    x_ref: Any,  # [B, T, D], and so y
+    scale_ref: Any,
+    bias_ref: Any,
+    y_ref: Any,
+    means_ref: Any,  # [B, T], and so inverses
+    inverses_ref: Any,
+    *,
+    gelu: bool,
+) -> None:
+    columns, real = _columns(x_ref)
+    scale, bias = _load(scale_ref), _load(bias_ref)
+
+    def frame(place: Any, rows: tuple[Row, ...], _: Any) -> tuple[()]:
+        (x,) = rows
+        mean = x.sum() * (1 / x_ref.shape[2])
+        centred = jnp.where(real, x - mean, 0)
+        square = (centred * centred).sum() * (1 / x_ref.shape[2])
+        inverse = lax.rsqrt(square + EPSILON)
+        y = _affine(centred * inverse, scale, bias)
+        y = y * _distribution(y)[0] if gelu else y
+        triton.store(y_ref.at[*place, columns], y.astype(y_ref.dtype), mask=real)
+        triton.store(means_ref.at[*place], mean)
+        triton.store(inverses_ref.at[*place], inverse)
+        return ()
+
+    _each_frame((x_ref,), frame, ())
+
+
+def _backward_kernel(
     x_ref: Any,  # [B, T, D], and so g, gradient and dropped
     g_ref: Any,
+    means_ref: Any,  # [B, T], and so inverses
+    inverses_ref: Any,
     scale_ref: Any,
     bias_ref: Any,
     seeds_ref: Any,
@@ -113,75 +211,115 @@ def _kernel(
     rate: float,
     gelu: bool,
 ) -> None:
-    """Go over every P-th frame of an utterance."""
-    _, frames, width = x_ref.shape
-    row, program, programs = pl.program_id(0), pl.program_id(1), pl.num_programs(1)
-    columns = jnp.arange(pl.next_power_of_2(width))  # the only lengths that Triton has
-    real = columns < width
+    columns, real = _columns(x_ref)
+    scale, bias = _load(scale_ref), _load(bias_ref)
+    here = pl.program_id(0), pl.program_id(1)
+    seeds = None if seeds_ref is None else (seeds_ref[here[0], 0], seeds_ref[here[0], 1])
+    share = 1 / x_ref.shape[2]
 
-    def load(ref: Any, *place: Any) -> Any:
-        if ref is None:
-            return None
-        return triton.load(ref.at[*place, columns], mask=real, other=0).astype(jnp.float32)
-
-    def mean(x: jax.Array) -> jax.Array:
-        return x.sum() * (1 / width)
-
-    scale, bias = load(scale_ref), load(bias_ref)
-    seeds = None if seeds_ref is None else (seeds_ref[row, 0], seeds_ref[row, 1])
-
-    def frame(i: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        place = row, i * programs + program
-        x, g = load(x_ref, *place), load(g_ref, *place)
-        centred = jnp.where(real, x - mean(x), 0)
-        inverse = lax.rsqrt(mean(centred * centred) + EPSILON)
-        standard = centred * inverse
+    def frame(place: Any, rows: tuple[Row, ...], sums: tuple[Row, Row]) -> tuple[Row, Row]:
+        x, g = rows
+        inverse = triton.load(inverses_ref.at[*place])
+        standard = jnp.where(real, (x - triton.load(means_ref.at[*place])) * inverse, 0)
         if gelu:
-            y = standard if scale is None else standard * scale
-            g *= _gelu_slope(y if bias is None else y + bias)
+            g *= _gelu_slope(_affine(standard, scale, bias))
         sums = sums[0] + g * standard, sums[1] + g
         g = g if scale is None else g * scale
-        gradient = inverse * (g - mean(g) - standard * mean(g * standard))
-        gradient = gradient.astype(gradient_ref.dtype)
+        means = g.sum() * share, (g * standard).sum() * share
+        gradient = (inverse * (g - means[0] - standard * means[1])).astype(gradient_ref.dtype)
         triton.store(gradient_ref.at[*place, columns], gradient, mask=real)
         if seeds is not None:
-            index = (place[1] * width + columns).astype(jnp.uint32)
-            share = (gradient.astype(jnp.float32) / (1 - rate)).astype(gradient.dtype)
-            kept = jnp.where(keep_at(index, *seeds, rate), share, 0)
+            index = (place[1] * x_ref.shape[2] + columns).astype(jnp.uint32)
+            scaled = (gradient.astype(jnp.float32) * (1 / (1 - rate))).astype(gradient.dtype)
+            kept = jnp.where(keep_at(index, *seeds, rate), scaled, 0)
             triton.store(dropped_ref.at[*place, columns], kept, mask=real)
         return sums
 
     zeros = jnp.zeros(columns.shape, jnp.float32)
-    sums = lax.fori_loop(0, pl.cdiv(frames - program, programs), frame, (zeros, zeros))
+    sums = _each_frame((x_ref, g_ref), frame, (zeros, zeros))
     for ref, each in zip((scale_sums_ref, bias_sums_ref), sums, strict=True):
         if ref is not None:
-            triton.store(ref.at[row, program, columns], each, mask=real)
+            triton.store(ref.at[*here, columns], each, mask=real)
 
 
-def _gelu_slope(x: jax.Array) -> jax.Array:
-    """GELU's derivative at float32 x, to 3e-7, without erf, which Pallas' Triton lacks.
+def _columns(ref: Any) -> tuple[jax.Array, jax.Array]:
+    """The places of a row's elements, and which of them are no padding."""
+    columns = jnp.arange(pl.next_power_of_2(ref.shape[-1]))
+    return columns, columns < ref.shape[-1]
 
-    Source: Abramowitz and Stegun, 7.1.26, for the normal distribution function.
+
+def _load(ref: Any) -> Row | None:
+    if ref is None:
+        return None
+    columns, real = _columns(ref)
+    return triton.load(ref.at[columns], mask=real, other=0)
+
+
+def _each_frame(refs: tuple[Any, ...], compute: Callable[..., Any], carry: Any) -> Any:
+    """Have a program compute its frames, every P-th of an utterance.
+
+    The rows of the next frame are on their way meanwhile.
+
+    Args:
+        refs: [B, T, D], whose rows are loaded.
+        compute: from the place (utterance, frame), its rows and a carry to the next carry.
+        carry: the first.
     """
-    power = jnp.exp(-0.5 * x * x)
-    t = 1 / (1 + 0.3275911 * math.sqrt(0.5) * jnp.abs(x))
-    series = t * 1.061405429
+    columns, real = _columns(refs[0])
+    row, program, programs = pl.program_id(0), pl.program_id(1), pl.num_programs(1)
+    frames = refs[0].shape[1]
+
+    def load(frame: Any) -> tuple[jax.Array, ...]:
+        mask = real & (frame < frames)
+        return tuple(triton.load(ref.at[row, frame, columns], mask=mask, other=0) for ref in refs)
+
+    def step(i: jax.Array, carry: Any) -> Any:
+        rows, kept = carry
+        frame = i * programs + program
+        following = load(frame + programs)
+        wide = tuple(each.astype(jnp.float32) for each in rows)
+        return following, compute((row, frame), wide, kept)
+
+    return lax.fori_loop(0, pl.cdiv(frames - program, programs), step, (load(program), carry))[1]
+
+
+def _affine(x: Row, scale: Row | None, bias: Row | None) -> Row:
+    x = x if scale is None else x * scale
+    return x if bias is None else x + bias
+
+
+def _gelu_slope(x: Row) -> Row:
+    below, power = _distribution(x)
+    return below + x * power * (1 / math.sqrt(2 * math.pi))
+
+
+def _distribution(x: Row) -> tuple[Row, Row]:
+    """The normal distribution function to 1e-7, and exp(-x^2 / 2), without erf or a division.
+
+    Pallas' Triton has no erf, and its division takes ten instructions. Source: Abramowitz and
+    Stegun, 7.1.26.
+    """
+    power = jnp.exp2(x * x * (-0.5 * math.log2(math.e)))
+    from_one = 1 + 0.3275911 * math.sqrt(0.5) * jnp.abs(x)
+    t = lax.rsqrt(from_one * from_one)
+    series = t * (0.5 * 1.061405429)
     for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        series = (series + coefficient) * t
-    tail = 0.5 * series * power  # of the distribution, beyond |x|
-    return jnp.where(x < 0, tail, 1 - tail) + x * power * (1 / math.sqrt(2 * math.pi))
+        series = (series + 0.5 * coefficient) * t
+    tail = series * power  # of the distribution, beyond |x|
+    return jnp.where(x < 0, tail, 1 - tail), power
 
 
 def largest_error(
     width: int, dtype: Any, plain: Callable[..., Any], interpret: bool = False
 ) -> float:
-    """Run the kernel on noise; the largest relative error of its results.
+    """Run the kernels on noise; the largest relative error of their results.
 
     Args:
         width: D.
         dtype: of x.
-        plain: what it should compute, with its arguments but for the last.
-        interpret: as for `gradients`.
+        plain: gives the result and the gradients that they should, from x, g, scale, bias, seeds,
+            rate and gelu.
+        interpret: as for `forward`.
     """
     draw = np.random.default_rng(0)
     x, g = draw.standard_normal((2, 2, 70, width)).astype(dtype)
@@ -189,8 +327,9 @@ def largest_error(
     seeds = draw.integers(2**32, size=(2, 2), dtype=np.uint32)
 
     def error(x: Any, g: Any, scale: Any, bias: Any, seeds: Any) -> jax.Array:
-        found: Any = gradients(x, g, scale, bias, seeds, 0.1, True, interpret)
-        expected = plain(x, g, scale, bias, seeds, 0.1, True)
-        return difference(found, expected)
+        y, mean, inverse = forward(x, scale, bias, True, interpret)
+        rest = g, scale, bias, seeds, 0.1, True
+        found: Any = gradients(x, mean, inverse, *rest, interpret)
+        return difference([y, *found], plain(x, *rest))
 
     return run_now(error, x, g, scale, bias, seeds)

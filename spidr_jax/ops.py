@@ -6,6 +6,7 @@ rules, which the tests compare with. All compute in float32 and give the type of
 
 import math
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -61,33 +62,55 @@ def _affine(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> ja
 @jax.custom_vjp
 def layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
     """LayerNorm over the last axis: biased variance, eps 1e-5; scale and bias float32 or None."""
-    return _layer_norm(x, scale, bias)[0]
+    return _plain_forward(x, scale, bias, gelu=False)[0]  # which XLA fuses with what is before
 
 
-def _layer_norm(
-    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None
+def _own_kernel(x: jax.Array) -> ModuleType | None:
+    if x.ndim != 3:
+        return None
+    return own_kernels.load("norms", "norm_kernel", x.dtype, x.shape[-1], x.dtype, _plain)
+
+
+def _forward(
+    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, gelu: bool
+) -> tuple[jax.Array, Saved]:
+    if own := _own_kernel(x):
+        output, *statistics = own.forward(x, scale, bias, gelu)
+        return output, (x, *(each[..., None] for each in statistics), scale, bias)
+    return _plain_forward(x, scale, bias, gelu)
+
+
+def _plain_forward(
+    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, gelu: bool
 ) -> tuple[jax.Array, Saved]:
     standard, mean, inverse = _standardise(x.astype(jnp.float32))
-    return _affine(standard, scale, bias).astype(x.dtype), (x, mean, inverse, scale, bias)
+    y = _affine(standard, scale, bias)
+    return (y * _phi(y) if gelu else y).astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
 def _backward(
     saved: Saved, g: jax.Array, seeds: jax.Array | None, rate: float, gelu: bool
 ) -> Gradients:
     """Of x, of what was dropped (that of x without seeds), of scale and of bias."""
-    x, _, _, scale, bias = saved
-    if x.ndim == 3:
-        own = own_kernels.load("norms", "norm_kernel", x.dtype, x.shape[-1], x.dtype, _gradients)
-        if own:
-            return own.gradients(x, g, scale, bias, seeds, rate, gelu)
+    x, mean, inverse, scale, bias = saved
+    if own := _own_kernel(x):
+        statistics = mean[..., 0], inverse[..., 0]
+        return own.gradients(x, *statistics, g, scale, bias, seeds, rate, gelu)
     return _plain_backward(saved, g, seeds, rate, gelu)
 
 
-def _gradients(
-    x: jax.Array, g: jax.Array, scale: jax.Array | None, bias: jax.Array | None, *rest: Any
-) -> Gradients:
-    """What `norm_kernel.gradients` should compute."""
-    return _plain_backward(_layer_norm(x, scale, bias)[1], g, *rest)
+def _plain(
+    x: jax.Array,
+    g: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    seeds: jax.Array | None,
+    rate: float,
+    gelu: bool,
+) -> tuple[jax.Array | None, ...]:
+    """What the kernels should compute: the result and the gradients."""
+    output, saved = _plain_forward(x, scale, bias, gelu)
+    return output, *_plain_backward(saved, g, seeds, rate, gelu)
 
 
 def _plain_backward(
@@ -122,24 +145,16 @@ def _layer_norm_backward(gelu: bool, saved: Saved, g: jax.Array) -> Gradients:
     return gradient, *others
 
 
-layer_norm.defvjp(_layer_norm, partial(_layer_norm_backward, False))
+layer_norm.defvjp(partial(_forward, gelu=False), partial(_layer_norm_backward, False))
 
 
 @jax.custom_vjp
 def layer_norm_gelu(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
     """GELU of the LayerNorm of x."""
-    return _layer_norm_gelu(x, scale, bias)[0]
+    return _forward(x, scale, bias, gelu=True)[0]
 
 
-def _layer_norm_gelu(
-    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None
-) -> tuple[jax.Array, Saved]:
-    standard, mean, inverse = _standardise(x.astype(jnp.float32))
-    y = _affine(standard, scale, bias)
-    return (y * _phi(y)).astype(x.dtype), (x, mean, inverse, scale, bias)
-
-
-layer_norm_gelu.defvjp(_layer_norm_gelu, partial(_layer_norm_backward, True))
+layer_norm_gelu.defvjp(partial(_forward, gelu=True), partial(_layer_norm_backward, True))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -154,7 +169,8 @@ def add_layer_norm(
     """LayerNorm of residual + dropout(x), both [B, ..., D]; seeds as in `dropout`."""
     # Else XLA for GPUs computes in each layer the norms of all layers before anew: where no
     # derivative keeps them, a kernel of layer 12 read 91 arrays, and compilation took minutes.
-    return lax.optimization_barrier(_add_layer_norm(residual, x, scale, bias, seeds, rate)[0])
+    x = residual + drop(x, seeds, rate)
+    return lax.optimization_barrier(_plain_forward(x, scale, bias, gelu=False)[0])
 
 
 def _add_layer_norm(
@@ -165,7 +181,7 @@ def _add_layer_norm(
     seeds: jax.Array | None,
     rate: float,
 ) -> tuple[jax.Array, Saved]:
-    output, saved = _layer_norm(residual + drop(x, seeds, rate), scale, bias)
+    output, saved = _forward(residual + drop(x, seeds, rate), scale, bias, gelu=False)
     return output, (saved, seeds)
 
 

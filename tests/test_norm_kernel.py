@@ -1,4 +1,4 @@
-"""The kernel of the norms' backward pass, interpreted on the CPU, against autodiff."""
+"""The norms' kernels, interpreted on the CPU, against the plain functions and autodiff."""
 
 import subprocess
 import sys
@@ -43,8 +43,9 @@ def ours(name: str, both: Arrays, vectors: Arrays, seeds: jax.Array, g: jax.Arra
     used = seeds if dropped else None
     x = both[0] + dropout.drop(both[1], used, RATE)
     scale, bias = vectors or (None, None)
-    found = norm_kernel.gradients(x, g, scale, bias, used, RATE, gelu, interpret=True)
-    return tuple(each for each in found if each is not None)
+    y, *saved = norm_kernel.forward(x, scale, bias, gelu, interpret=True)
+    found = norm_kernel.gradients(x, *saved, g, scale, bias, used, RATE, gelu, interpret=True)
+    return y, *(each for each in found if each is not None)
 
 
 def theirs(name: str, both: Arrays, vectors: Arrays, seeds: jax.Array, g: jax.Array) -> Arrays:
@@ -55,7 +56,8 @@ def theirs(name: str, both: Arrays, vectors: Arrays, seeds: jax.Array, g: jax.Ar
         norm = plain.layer_norm_gelu if gelu else plain.layer_norm
         return norm(x, *(vectors or (None, None)))
 
-    return jax.vjp(run, *both, *vectors)[1](g)
+    y, back = jax.vjp(run, *both, *vectors)
+    return y, *back(g)
 
 
 def errors(found: Arrays, truth: Arrays) -> list[float]:
@@ -65,7 +67,7 @@ def errors(found: Arrays, truth: Arrays) -> list[float]:
 
 @pytest.mark.parametrize("frames", FRAMES)
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_are_autodiffs_in_float32(name: str, frames: int) -> None:
+def test_values_and_gradients_are_autodiffs_in_float32(name: str, frames: int) -> None:
     arguments = draw(frames, jnp.float32, CASES[name][1])
     assert max(errors(ours(name, *arguments), theirs(name, *arguments))) < 1e-5
 
@@ -111,9 +113,9 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]:
     right = norm_kernel.largest_error
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(norm_kernel, "largest_error", lambda *a: right(*a, interpret=True))
-    yield lambda dtype: own_kernels.load("norms", "norm_kernel", dtype, 24, dtype, ops._gradients)
+    yield lambda dtype: own_kernels.load("norms", "norm_kernel", dtype, 24, dtype, ops._plain)
     own_kernels.load.cache_clear()
-    norm_kernel._call.cache_clear()
+    norm_kernel._backward_call.cache_clear()
 
 
 def test_a_kernel_that_agrees_is_taken(load: Callable[[Any], Any]) -> None:
@@ -141,10 +143,11 @@ def test_the_rules_give_the_kernel_what_it_takes(monkeypatch: pytest.MonkeyPatch
     expected, asked = gradients(), []
 
     def interpreted(*arguments: Any) -> Any:
-        asked.append(arguments[5:])
+        asked.append(arguments[7:])
         return norm_kernel.gradients(*arguments, interpret=True)
 
-    stand_in = SimpleNamespace(gradients=interpreted)
+    forward = partial(norm_kernel.forward, interpret=True)
+    stand_in = SimpleNamespace(forward=forward, gradients=interpreted)
     monkeypatch.setattr(own_kernels, "load", lambda *_: stand_in)
     for found, plainly in zip(gradients(), expected, strict=True):
         np.testing.assert_allclose(found, plainly, rtol=1e-5, atol=1e-5)
