@@ -1,8 +1,8 @@
 """A grouped convolution over time in kernels of our own, for GPUs.
 
-Both are products with windows of x: for each frame some frames one after another, of each its
-group's channels. Windows are read from x where it lies, so that no copy of it, padded or split by
-groups, reaches the GPU's memory. A window is as wide as tensor cores like: taps are not padded.
+Value and gradients are products with windows of x: for each frame some frames from it on, side by
+side, of each its group's channels. They are read where x lies, so that no copy of it, padded or
+split by groups, reaches the GPU's memory; and tensor cores need no padding between taps.
 
 B rows, T frames, C channels in G groups, D outputs, K taps.
 """
