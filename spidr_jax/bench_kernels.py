@@ -26,15 +26,15 @@ _NO_PART = re.compile(
 )
 
 # Multiplications of our own kernels, from the dimensions of their operands and first result:
-# attention's qkv [B, T, 3, H, d]; convolutions' rows and groups first, then frames, channels
-# (of which those between groups are padding, but multiplied).
+# attention's qkv [B, T, 3, H, d]; convolutions' kernel [1, K * C / G, D] and result [B, T, D], or
+# result's gradient and the kernel's: rows' sums and groups first, what is padding too.
 _OWN_PRODUCTS: dict[str, Callable[..., int]] = {
     "attention_forward": lambda qkv, *_: 2 * _attention(*qkv),
     "attention_backward": lambda qkv, *_: 7 * _attention(*qkv),  # 4 for keys, 3 for queries
     "norm_forward": lambda *_: 0,
     "norm_backward": lambda *_: 0,
-    "grouped_conv": lambda x, kernel, y: x[0] * y[1] * math.prod(kernel),
-    "grouped_conv_kernel_gradient": lambda x, g, y: g[2] * math.prod(y),
+    "grouped_conv": lambda x, kernel, y: y[0] * y[1] * math.prod(kernel),
+    "grouped_conv_kernel_gradient": lambda x, g, y: g[0] // y[0] * g[1] * math.prod(y),
 }
 
 

@@ -1,12 +1,15 @@
 """A grouped convolution over time in kernels of our own, for GPUs.
 
-A group's channels are padded to a power of two, and each program adds up a product of matrices a
-tap, for one group and some frames. B rows, T frames, C channels in G groups, D outputs, K taps,
-P frames with padding, W channels of a group with padding.
+Value and gradients are products with windows of x: for each frame some frames from it on, side by
+side, of each its group's channels. They are read where x lies, so that no copy of it, padded or
+split by groups, reaches the GPU's memory; and tensor cores need no padding between taps.
+
+B rows, T frames, C channels in G groups, D outputs, K taps.
 """
 
+import math
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +20,13 @@ from jax.experimental.pallas import triton
 from spidr_jax.by_rows import by_rows
 from spidr_jax.own_kernels import difference, run_now
 
-BLOCK = 128  # frames that a program takes at a time
+# The convolution: frames that a program has, places of their windows that it takes at a time.
+FRAMES, PLACES = 128, 64
+CONVOLVE = triton.CompilerParams(num_warps=4, num_stages=3)
+# The kernel's gradient: outputs and places of windows that a program has, frames that it takes at
+# a time, and rows that it goes through.
+OUTPUTS, WINDOW, STEP, ROWS = 128, 256, 64, 4
+CORRELATE = triton.CompilerParams(num_warps=8, num_stages=3)
 
 
 def forward(x: jax.Array, kernel: jax.Array, interpret: bool = False) -> jax.Array:
@@ -42,7 +51,7 @@ def gradients(
     back = split.reshape(taps, -1, groups * channels)
     return (
         _convolve(g, back, taps - 1 - taps // 2, x.shape[1], interpret),
-        _kernel_gradient(x, g, taps, channels, interpret).astype(kernel.dtype),
+        _correlation(taps, channels, interpret)(x, g).astype(kernel.dtype),
     )
 
 
@@ -77,111 +86,154 @@ def _convolve(
 ) -> jax.Array:
     """The first [B, frames, D] of a convolution that starts `left` zeros before x [B, T, C]."""
     taps, channels, outputs = kernel.shape
-    groups = x.shape[-1] // channels
-    width = _width(channels, outputs // groups)
-    per_group = kernel.reshape(taps, channels, groups, -1).transpose(2, 0, 1, 3)
-    padded = _pad_to(per_group, (groups, taps, width, width))
-    call = _convolution(frames, outputs, interpret)
-    return call(_split(x, groups, width, left, _whole_blocks(frames) + taps), padded)
-
-
-def _kernel_gradient(
-    x: jax.Array, g: jax.Array, taps: int, channels: int, interpret: bool
-) -> jax.Array:
-    """The gradient [K, C / G, D], float32, of a kernel of so many taps and channels of a group."""
-    groups = x.shape[-1] // channels
-    outputs = g.shape[-1] // groups
-    width, frames = _width(channels, outputs), _whole_blocks(g.shape[1])
-    call = _correlation(taps, interpret)
-    x = _split(x, groups, width, taps // 2, frames + taps)
-    found = call(x, _split(g, groups, width, 0, frames))  # [B, G, K, W, W]
-    found = found[..., :channels, :outputs].sum(axis=0)
-    return found.transpose(1, 2, 0, 3).reshape(taps, channels, -1)
-
-
-def _width(*channels: int) -> int:
-    return max(16, *(int(pl.next_power_of_2(number)) for number in channels))
-
-
-def _whole_blocks(frames: int) -> int:
-    return -(-frames // BLOCK) * BLOCK
-
-
-def _pad_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jnp.pad(x, [(0, wanted - size) for wanted, size in zip(shape, x.shape, strict=True)])
-
-
-def _split(x: jax.Array, groups: int, width: int, left: int, frames: int) -> jax.Array:
-    """[B, T, C] -> [B, G, P, W], with so many zero frames first and P of frames in all."""
-    rows, _, channels = x.shape
-    x = x.reshape(*x.shape[:2], groups, channels // groups).swapaxes(1, 2)
-    x = jnp.pad(x, ((0, 0), (0, 0), (left, 0), (0, 0)))[:, :, :frames]
-    return _pad_to(x, (rows, groups, frames, width))
+    flat = kernel.reshape(1, taps * channels, outputs)
+    return _convolution(channels, left, frames, interpret)(x, flat)
 
 
 @cache
-def _convolution(frames: int, outputs: int, interpret: bool) -> Any:
+def _convolution(channels: int, left: int, frames: int, interpret: bool) -> Any:
+    """A function of x [B, T, C] and a kernel [1, K * C / G, D]: [B, frames, D]."""
+
     def call(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        rows, groups, padded, width = x.shape
+        rows, _, inputs = x.shape
+        outputs = kernel.shape[2]
+        groups = inputs // channels
         return pl.pallas_call(
-            partial(_convolve_kernel, taps=kernel.shape[1], frames=frames, own=outputs // groups),
-            grid=(rows, groups, pl.cdiv(frames, BLOCK)),
+            partial(_convolve_kernel, channels=channels, own=outputs // groups, left=left),
+            grid=(rows, groups, pl.cdiv(frames, FRAMES)),
             in_specs=[
-                pl.BlockSpec((None, None, padded, width), lambda b, g, i: (b, g, 0, 0)),
-                pl.BlockSpec((None, *kernel.shape[1:]), lambda b, g, i: (g, 0, 0, 0)),
+                pl.BlockSpec((1, *x.shape[1:]), lambda b, g, i: (b, 0, 0)),
+                pl.BlockSpec(kernel.shape, lambda b, g, i: (0, 0, 0)),
             ],
             out_specs=pl.BlockSpec((None, frames, outputs), lambda b, g, i: (b, 0, 0)),
             out_shape=jax.ShapeDtypeStruct((rows, frames, outputs), x.dtype),
-            compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
+            compiler_params=CONVOLVE,
             interpret=interpret,
             name="grouped_conv",
         )(x, kernel)
 
-    return by_rows(call, "b g p w, h k i o -> b t d", whole=(1,))
+    return by_rows(call, "b t c, l k d -> b s e", whole=(1,))
+
+
+class _Tile(NamedTuple):
+    """What a program computes of a kernel's gradient.
+
+    A frame of x meets the frame of the output's gradient that is as many taps before it. Windows
+    of x, `taps` frames long, meet `shifts` frames of the gradient, each `taps` before the last:
+    that is a product for shifts * taps taps.
+    """
+
+    shifts: int
+    width: int  # outputs of a group with padding
+    taps: int
+    window: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.shifts * self.width, self.window
+
+
+def _tile(taps: int, channels: int, outputs: int) -> _Tile:
+    window = _power(min(taps * channels, max(channels, WINDOW)))
+    width, at_once = _power(outputs), window // channels
+    shifts = min(_power(pl.cdiv(taps, at_once), 1), max(1, OUTPUTS // width))
+    return _Tile(shifts, width, at_once, window)
 
 
 @cache
-def _correlation(taps: int, interpret: bool) -> Any:
+def _correlation(taps: int, channels: int, interpret: bool) -> Any:
+    """A function of x [B, T, C] and g [B, frames, D]: their kernel's gradient [K, C / G, D]."""
+
     def call(x: jax.Array, g: jax.Array) -> jax.Array:
-        rows, groups, _, width = x.shape
-        shape = rows, groups, taps, width, width
-        return pl.pallas_call(
-            _correlate_kernel,
-            grid=(rows, groups, taps),
+        groups = x.shape[2] // channels
+        own = g.shape[2] // groups
+        tile, rows = _tile(taps, channels, own), math.gcd(len(x), ROWS)
+        grid = len(x) // rows, groups, pl.cdiv(taps, tile.shifts * tile.taps)
+        found = pl.pallas_call(
+            partial(_correlate_kernel, channels=channels, own=own, left=taps // 2, tile=tile),
+            grid=grid,
             in_specs=[
-                pl.BlockSpec((None, None, each.shape[2], width), lambda b, g, k: (b, g, 0, 0))
-                for each in (x, g)
+                pl.BlockSpec((rows, *each.shape[1:]), lambda b, g, i: (b, 0, 0)) for each in (x, g)
             ],
-            out_specs=pl.BlockSpec((None, None, None, width, width), lambda *i: (*i, 0, 0)),
-            out_shape=jax.ShapeDtypeStruct(shape, jnp.float32),
-            compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
+            out_specs=pl.BlockSpec((None, None, None, *tile.shape[::-1]), lambda *i: (*i, 0, 0)),
+            out_shape=jax.ShapeDtypeStruct((*grid, *tile.shape[::-1]), jnp.float32),
+            compiler_params=CORRELATE,
             interpret=interpret,
             name="grouped_conv_kernel_gradient",
-        )(x, g)
+        )(x, g).sum(axis=0)
+        found = found[:, :, : tile.taps * channels]
+        found = found.reshape(*grid[1:], tile.taps, channels, tile.shifts, tile.width)[..., :own]
+        found = found.transpose(1, 4, 2, 3, 0, 5)  # programs, shifts, taps, C / G, G, D / G
+        return found.reshape(-1, channels, groups * own)[:taps]
 
-    return by_rows(call, "b g p w, b h q v -> b m k i o")
-
-
-def _convolve_kernel(x: Any, kernel: Any, output: Any, *, taps: int, frames: int, own: int) -> None:
-    group, start = pl.program_id(1), pl.program_id(2) * BLOCK
-    width = x.shape[-1]
-
-    def add(tap: jax.Array, total: jax.Array) -> jax.Array:
-        return total + triton.dot(x[pl.ds(start + tap, BLOCK), :], kernel[tap])
-
-    total = jax.lax.fori_loop(0, taps, add, jnp.zeros((BLOCK, width), jnp.float32))
-    is_frame = start + jnp.arange(BLOCK) < frames
-    is_own = jnp.arange(width) < own
-    place = output.at[pl.ds(start, BLOCK), pl.ds(group * own, width)]
-    triton.store(place, total.astype(output.dtype), mask=is_frame[:, None] & is_own[None])
+    return by_rows(call, "b t c, b s d -> k i e", summed=True)
 
 
-def _correlate_kernel(x: Any, g: Any, gradient: Any) -> None:
-    tap, (frames, width) = pl.program_id(2), g.shape
+def _power(number: int, least: int = 16) -> int:
+    return max(least, int(pl.next_power_of_2(number)))
+
+
+def _steps(size: int, at_once: int) -> int:
+    return -(-size // at_once)
+
+
+def _convolve_kernel(
+    x: Any, kernel: Any, output: Any, *, channels: int, own: int, left: int
+) -> None:
+    group, start = pl.program_id(1), pl.program_id(2) * FRAMES
+    size, (frames, _) = kernel.shape[1], output.shape
+    first = start - left + jnp.arange(FRAMES)
+    outputs = jnp.arange(_power(own))[None]
 
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
-        here = x[pl.ds(i * BLOCK + tap, BLOCK), :]
-        return total + triton.dot(here, g[pl.ds(i * BLOCK, BLOCK), :], trans_a=True)
+        places = i * PLACES + jnp.arange(PLACES)
+        weights = _read(kernel, 0, places[:, None], group * own + outputs, outputs < own)
+        windows = _windows(x, 0, first, places, group, channels, size)
+        return total + triton.dot(weights, windows, trans_a=True, trans_b=True)
 
-    zeros = jnp.zeros((width, width), jnp.float32)
-    gradient[...] = jax.lax.fori_loop(0, frames // BLOCK, add, zeros)
+    zeros = jnp.zeros((outputs.size, FRAMES), jnp.float32)
+    total = jax.lax.fori_loop(0, _steps(size, PLACES), add, zeros)
+    is_frame = start + jnp.arange(FRAMES) < frames
+    place = output.at[pl.ds(start, FRAMES), pl.ds(group * own, outputs.size)]
+    triton.store(place, total.T.astype(output.dtype), mask=is_frame[:, None] & (outputs < own))
+
+
+def _correlate_kernel(
+    x: Any, g: Any, gradient: Any, *, channels: int, own: int, left: int, tile: _Tile
+) -> None:
+    group, first_tap = pl.program_id(1), pl.program_id(2) * (tile.shifts * tile.taps)
+    blocks = _steps(g.shape[1] + (tile.shifts - 1) * tile.taps, STEP)
+    places = jnp.arange(tile.window)
+    shifts, outputs = _divide(jnp.arange(tile.shape[0])[None], tile.width)
+
+    def add(i: jax.Array, total: jax.Array) -> jax.Array:
+        row, block = _divide(i, blocks)
+        frames = block * STEP + jnp.arange(STEP)
+        before = frames[:, None] - shifts * tile.taps
+        ours = _read(g, row, before, group * own + outputs, outputs < own)
+        first = frames + first_tap - left
+        windows = _windows(x, row, first, places, group, channels, tile.taps * channels)
+        return total + triton.dot(ours, windows, trans_a=True)
+
+    zeros = jnp.zeros(tile.shape, jnp.float32)
+    gradient[...] = jax.lax.fori_loop(0, len(x) * blocks, add, zeros).T
+
+
+def _windows(
+    x: Any, row: Any, first: jax.Array, places: jax.Array, group: Any, channels: int, size: int
+) -> jax.Array:
+    """Places, of `size` that there are, of windows of x [., T, C] that start at some frames."""
+    taps, here = _divide(places[None], channels)
+    return _read(x, row, first[:, None] + taps, group * channels + here, places[None] < size)
+
+
+def _read(x: Any, row: Any, frames: jax.Array, channels: jax.Array, real: jax.Array) -> jax.Array:
+    """x[row, frames, channels], zeros where they are not real or x has no such frame."""
+    inside = (frames >= 0) & (frames < x.shape[1]) & real
+    frames, channels = (jnp.broadcast_to(each, inside.shape) for each in (frames, channels))
+    return triton.load(x.at[row, frames, channels], mask=inside, other=0)
+
+
+def _divide(number: Any, by: int) -> tuple[Any, Any]:
+    """Quotient and rest of what is not negative; of others Triton does not see what is adjacent."""
+    return jax.lax.div(number, jnp.int32(by)), jax.lax.rem(number, jnp.int32(by))

@@ -235,12 +235,12 @@ def test_products_of_our_own_kernels() -> None:
 
     rows, frames, heads, width = 2, 5, 3, 16
     product = 2 * rows * heads * frames * frames * width
-    qkv, x = f"bf16[{rows},{frames},3,{heads},{width}]", "f32[2,4,23,16]"
+    qkv, x = f"bf16[{rows},{frames},3,{heads},{width}]", "f32[4,5,24]"
     found = [
         kernel("attention_forward", qkv, "s32[2]", result="bf16[2,5,3,16]"),
         kernel("attention_backward", qkv, "s32[2]", result=qkv),
-        kernel("grouped_conv", x, "f32[4,7,16,16]", result="f32[2,5,40]"),
-        kernel("grouped_conv_kernel_gradient", x, "f32[2,4,16,16]", result="f32[2,4,7,16,16]"),
+        kernel("grouped_conv", x, "f32[1,42,40]", result="f32[4,5,40]"),
+        kernel("grouped_conv_kernel_gradient", x, "f32[4,5,40]", result="f32[2,4,3,64,16]"),
         kernel("norm_backward", qkv, result=qkv),
         kernel("another", x, result=x),
     ]
@@ -248,8 +248,8 @@ def test_products_of_our_own_kernels() -> None:
     assert [each.flops for each in ours] == [
         {"bf16": 2 * product},
         {"bf16": 7 * product},
-        {"f32": 2 * (rows * frames) * 4 * 7 * 16 * 16},
-        {"f32": 2 * (2 * 16) * 4 * 7 * 16 * 16},
+        {"f32": 2 * (4 * frames) * 42 * 40},
+        {"f32": 2 * (4 * frames) * 4 * 3 * 64 * 16},
         {},
         {},
     ]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from spidr_jax import grouped_conv_kernel
 from spidr_jax.grouped_conv import grouped_conv
@@ -48,14 +50,23 @@ def test_value_and_gradients_are_those_of_the_sum(width: int, groups: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("frames", "groups", "shape"),
-    [(150, 4, (5, 6, 24)), (40, 1, (4, 20, 12)), (128, 2, (3, 16, 32))],
+    ("size", "groups", "shape", "programs"),  # of a kernel gradient's taps
+    [
+        ((2, 150), 4, (5, 6, 24), 1),  # all taps in one window
+        ((1, 40), 1, (4, 20, 12), 1),
+        ((8, 128), 2, (3, 16, 32), 1),
+        ((2, 127), 2, (19, 48, 96), 2),  # base's: 10 taps each
+        ((3, 65), 2, (5, 100, 160), 3),  # 2 taps each
+        ((2, 20), 1, (4, 300, 20), 1),  # a tap wider than windows
+    ],
 )
 def test_the_gpu_kernels_compute_the_same(
-    frames: int, groups: int, shape: tuple[int, int, int]
+    size: tuple[int, int], groups: int, shape: tuple[int, int, int], programs: int
 ) -> None:
+    tile = grouped_conv_kernel._tile(*shape[:2], shape[2] // groups)
+    assert -(-shape[0] // (tile.shifts * tile.taps)) == programs
     keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (2, frames, groups * shape[1]))
+    x = jax.random.normal(keys[0], (*size, groups * shape[1]))
     kernel = jax.random.normal(keys[1], shape)
     value, back = jax.vjp(lambda x, kernel: plain(x, kernel, groups), x, kernel)
     g = jax.random.normal(keys[2], value.shape)
@@ -64,6 +75,31 @@ def test_the_gpu_kernels_compute_the_same(
     gradients = grouped_conv_kernel.gradients(x, kernel, g, interpret=True)
     for own, other in zip(gradients, back(g), strict=True):
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-3)
+
+
+def test_devices_add_up_the_gpu_kernels_gradient() -> None:
+    """Run this file, below, where there are two devices."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    subprocess.run(
+        [sys.executable, __file__],
+        check=True,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def compare_two_devices() -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, g = (jax.random.normal(key, (4, 9, 12)) for key in keys[:2])
+    kernel = jax.random.normal(keys[2], (5, 6, 12))
+    gradients = partial(grouped_conv_kernel.gradients, interpret=True)
+    mesh = jax.make_mesh((2,), ("data",))
+    rows, whole = (NamedSharding(mesh, PartitionSpec(*names)) for names in (("data",), ()))
+    split = jax.jit(gradients, in_shardings=(rows, whole, rows), out_shardings=(rows, whole))
+    for own, other in zip(split(x, kernel, g), gradients(x, kernel, g), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-5)
+    compiled = split.lower(x, kernel, g).compile().as_text()
+    assert "all-gather" not in compiled
+    assert compiled.count(" all-reduce(") == 1
 
 
 def test_bfloat16_stays() -> None:
@@ -89,3 +125,7 @@ def test_a_compilation_cache_knows_the_step_for_several_devices_again(tmp_path: 
         command = [sys.executable, "-m", "spidr_jax.main", *tiny.flags(config)]
         subprocess.run(command, env=os.environ | variables, check=True, timeout=500)
         assert len(list((tmp_path / "cache").glob("jit_train_step-*-cache"))) == 1
+
+
+if __name__ == "__main__":
+    compare_two_devices()

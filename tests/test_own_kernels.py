@@ -75,7 +75,7 @@ def test_a_kernel_with_another_dropout_mask_is_not_taken(
 def test_a_kernel_that_leaves_out_the_last_block_is_not_taken(
     interpreted: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(conv_kernel, "_whole_blocks", lambda frames: frames // 128 * 128)
+    monkeypatch.setattr(conv_kernel, "_steps", lambda size, at_once: max(1, size // at_once))
     module, *arguments = KERNELS["convolution"]
     assert own_kernels.load("convolution", module, jnp.bfloat16, *arguments) is None
     assert "its results are off by 0." in capsys.readouterr().out
