@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from spidr_jax import dropout as dropout_lib
 from spidr_jax.dropout import Noise, dropout
@@ -19,6 +20,25 @@ from spidr_jax.model_config import ModelConfig, num_frames
 from spidr_jax.ops import uniform_init
 
 Params = dict[str, Any]
+
+
+@jax.custom_vjp
+def _project(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """[K or 1, B, T, D] times [K, 1, D, V] plus float32 [K, V] -> float32 [K, B, T, V].
+
+    As in the reference's autocast, the gradient is rounded to the factors' type: else products
+    of the backward pass would be float32's.
+    """
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32) + bias[:, None, None]
+
+
+def _project_backward(factors: tuple[jax.Array, jax.Array], g: jax.Array) -> Any:
+    # without a barrier XLA keeps g in float32, too, for the sum
+    g = lax.optimization_barrier(g.astype(factors[0].dtype))
+    return *jax.vjp(jnp.matmul, *factors)[1](g), g.sum(axis=(1, 2), dtype=jnp.float32)
+
+
+_project.defvjp(lambda x, kernel, bias: (_project(x, kernel, bias), (x, kernel)), _project_backward)
 
 
 class Heads(nn.Module):
@@ -34,8 +54,7 @@ class Heads(nn.Module):
         shape = (self.num_codebooks, x.shape[-1], self.codebook_size)
         kernel = self.param("kernel", init, shape).astype(self.dtype)
         bias = self.param("bias", init, (shape[0], shape[2]))
-        logits = jnp.matmul(x, kernel[:, None], preferred_element_type=jnp.float32)
-        return logits + bias[:, None, None]
+        return _project(x, kernel[:, None], bias)
 
 
 class Networks(NamedTuple):

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from spidr_jax import codebook, loss, masking, model, optim, teacher
 from spidr_jax.codebook import CodebookState
@@ -124,7 +123,7 @@ def make_train_step(
         moved = teacher.update(
             state.teacher, params["student"], weight, config.teacher.exclude_layers
         )
-        grad_norm = optax.tree.norm(gradient)
+        grad_norm = optim.global_norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(codebooks.sums).all()
         new = (params, opt_state, moved, codebooks)
         old = (state.params, state.opt_state, state.teacher, state.codebooks)

@@ -190,6 +190,38 @@ def test_spidr_heads_read_their_own_layers_and_dinosr_heads_the_final_stream() -
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("inputs", [1, 3], ids=["one for all heads", "one a head"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda x: x.__name__)
+def test_gradients_of_heads_are_autodiffs_in_float32_and_near_them_in_bfloat16(
+    inputs: int, dtype: Any
+) -> None:
+    heads = model.Heads(3, 16, dtype)
+    x = noise(inputs, 4, 50, 32).astype(dtype)
+    params = heads.init(jax.random.key(0), x)["params"]
+    params["kernel"] = params["kernel"].astype(dtype).astype(jnp.float32)
+    slopes = jax.random.normal(jax.random.key(1), (3, 4, 50, 16))
+
+    def plain(params: model.Params, x: jax.Array) -> jax.Array:
+        kernel = params["kernel"].astype(x.dtype)[:, None]
+        logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+        return logits + params["bias"][:, None, None]
+
+    def gradients(function: Any, x: jax.Array) -> list[np.ndarray]:
+        pull = jax.jit(lambda params, x, slopes: jax.vjp(function, params, x)[1](slopes))
+        return jax.tree.leaves(jax.tree.map(np.float32, pull(params, x, slopes)))
+
+    found = gradients(lambda params, x: heads.apply({"params": params}, x), x)
+    autodiff, exact = gradients(plain, x), gradients(plain, x.astype(jnp.float32))
+    for a, b, c in zip(found, autodiff, exact, strict=True):
+        if dtype == jnp.float32:
+            np.testing.assert_array_equal(a, b)
+            continue
+        error, plain_error = (np.linalg.norm(each - c) / np.linalg.norm(c) for each in (a, b))
+        # autodiff rounds the gradients of kernel and x, and that of the bias not at all
+        assert error <= (1.6 * plain_error or 2**-9)
+        assert not np.array_equal(a, b)
+
+
 def test_pre_norm_ends_with_the_encoders_norm_and_post_norm_starts_with_it() -> None:
     for first in (False, True):
         config = ModelConfig(**FIELDS | {"encoder_layer_norm_first": first})
