@@ -29,7 +29,7 @@ Saved = tuple[jax.Array, ...]
 
 _COMPILER = triton.CompilerParams(num_warps=4, num_stages=3)
 _BITS = math.log2(math.e)  # exp(x) is exp2 of _BITS x, which is one instruction
-_LOWEST = float(jnp.finfo(jnp.float32).min)  # a row without frames gets some numbers, not NaN
+_LOWEST = -(2.0**120)  # a row without frames gets some numbers, not NaN: its products are exact
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -212,15 +212,17 @@ def _forward_kernel(
     start = pl.program_id(2) * BLOCK
     q, is_frame = _load(qkv, start, frames, Q)
     own_factors = _load_scalars(query_factors, start, frames)
+    factor = _scale(q) * _BITS
 
     def attend(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         peaks, totals, sums = carry
         k, v = (_load(qkv, i * BLOCK, frames, part)[0] for part in (K, V))
         keys = i * BLOCK + jnp.arange(BLOCK)
-        scores = triton.dot(q, k, trans_b=True) * (_scale(q) * _BITS)
+        scores = triton.dot(q, k, trans_b=True)
         scores = jnp.where((keys < length[...])[None], scores, _LOWEST)
         higher = jnp.maximum(peaks, scores.max(axis=1))
-        powers, shrink = _exp2(scores - higher[:, None], interpret), jnp.exp2(peaks - higher)
+        powers = _exp2(scores, factor, (higher * factor)[:, None], interpret)
+        shrink = jnp.exp2((peaks - higher) * factor)
         totals = totals * shrink + powers.sum(axis=1)
         their_factors = _load_scalars(key_factors, i * BLOCK, frames)
         powers = _zero(powers, own_factors[:, None], their_factors[None], rate)
@@ -237,7 +239,7 @@ def _forward_kernel(
     place = pl.ds(start, BLOCK)
     triton.store(output.at[place], sums.astype(output.dtype), mask=is_frame[:, None])
     triton.store(wide.at[place], sums, mask=is_frame[:, None])
-    triton.store(levels.at[place], peaks + jnp.log2(totals), mask=is_frame)
+    triton.store(levels.at[place], peaks * factor + jnp.log2(totals), mask=is_frame)
 
 
 def _backward_kernel(
@@ -248,6 +250,9 @@ def _backward_kernel(
     own = pl.program_id(2) * BLOCK
     blocks = pl.cdiv(frames, BLOCK)
     (q, is_frame), (k, _), (v, _) = (_load(qkv, own, frames, p) for p in (Q, K, V))
+
+    def is_key(first: Any) -> jax.Array:
+        return first + jnp.arange(BLOCK) < length[...]
 
     def weights(
         q: jax.Array, k: jax.Array, g: jax.Array, v: jax.Array, first_query: Any, first_key: Any,
@@ -267,9 +272,9 @@ def _backward_kernel(
             along(_load_scalars(query_factors, first_query, frames)),
             across(_load_scalars(key_factors, first_key, frames)),
         )
-        powers = _exp2(scores * (_scale(q) * _BITS) - levels_here, interpret)
-        is_key = first_key + jnp.arange(BLOCK) < length[...]
-        powers = jnp.where(across(is_key), powers, 0)
+        powers = _exp2(scores, _scale(q) * _BITS, levels_here, interpret)
+        if not keys_first:  # else they do not meet
+            powers = jnp.where(is_key(first_key)[None], powers, 0)
         dropped = _zero(powers, *factors_here, rate)
         slopes = dropped * slopes - powers * sums_here
         return dropped.astype(v.dtype), slopes.astype(q.dtype)
@@ -293,8 +298,9 @@ def _backward_kernel(
 
     zeros = jnp.zeros(q.shape, jnp.float32)
     k_gradient, v_gradient = jax.lax.fori_loop(0, blocks, take_queries, (zeros, zeros))
-    put(K, k_gradient * (_scale(q) / (1 - rate)))
-    put(V, v_gradient * (1 / (1 - rate)))
+    own_keys = is_key(own)[:, None]
+    put(K, jnp.where(own_keys, k_gradient * (_scale(q) / (1 - rate)), 0))
+    put(V, jnp.where(own_keys, v_gradient * (1 / (1 - rate)), 0))
     own_g, _ = _load(g, own, frames)
     put(Q, jax.lax.fori_loop(0, blocks, take_keys, zeros) * (_scale(q) / (1 - rate)))
 
@@ -316,14 +322,19 @@ def _scale(q: jax.Array) -> float:
     return float(q.shape[-1] ** -0.5)
 
 
-def _exp2(x: jax.Array, interpret: bool) -> jax.Array:
-    """One instruction, where `jnp.exp2` takes four for the sake of results below 2^-126."""
+def _exp2(x: jax.Array, factor: float, less: jax.Array, interpret: bool) -> jax.Array:
+    """Two to the x factor - less, in two instructions where `jnp` takes six.
+
+    Those are for the sake of results below 2^-126, and since XLA fuses no product with a sum.
+    """
     if interpret:
-        return jnp.exp2(x)
+        return jnp.exp2(x * factor - less)
+    scale = np.float32(factor).view(np.uint32)
     return triton.elementwise_inline_asm(
-        "ex2.approx.ftz.f32 $0, $1;",
-        args=[x],
-        constraints="=f,f",
+        "{ .reg .f32 x; neg.f32 x, $2; "
+        f"fma.rn.f32 x, $1, 0f{scale:08X}, x; ex2.approx.ftz.f32 $0, x; }}",
+        args=[x, jnp.broadcast_to(less, x.shape)],
+        constraints="=f,f,f",
         pack=1,
         result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
     )[0]
