@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from spidr_jax import backend, own_kernels
-from spidr_jax.dropout import anew, drop, zero
+from spidr_jax.dropout import anew, drop, keep_weights, zero
 
 
 def attention(
@@ -94,7 +94,7 @@ def _forward(
     peaks = scores.max(axis=-1, keepdims=True)
     powers = jnp.exp(scores - peaks).astype(v.dtype)  # the softmax's numerators
     totals = powers.astype(jnp.float32).sum(axis=-1)  # [B, H, T]
-    kept = zero(powers, seeds, rate)
+    kept = zero(powers, seeds, rate, keep_weights)
     output = jnp.einsum("bhqk,bkhd->bqhd", kept, v, preferred_element_type=jnp.float32)
     output *= _shares(totals, seeds, rate)
     return output.astype(v.dtype), (q, k, v, powers, totals, output, seeds)
@@ -114,9 +114,9 @@ def _backward(rate: float, saved: Any, g: jax.Array) -> tuple[jax.Array | None, 
     seeds = anew(seeds)
     sums = (g.astype(jnp.float32) * output).sum(axis=-1).swapaxes(1, 2)  # [B, H, T]
     shares = (g * _shares(totals, seeds, rate)).astype(v.dtype)
-    v_gradient = jnp.einsum("bhqk,bqhd->bkhd", zero(powers, seeds, rate), shares)
+    v_gradient = jnp.einsum("bhqk,bqhd->bkhd", zero(powers, seeds, rate, keep_weights), shares)
     slopes = jnp.einsum("bqhd,bkhd->bhqk", g, v, preferred_element_type=jnp.float32)
-    slopes = drop(slopes, seeds, rate) - sums[..., None]
+    slopes = drop(slopes, seeds, rate, keep_weights) - sums[..., None]
     slopes *= powers * (q.shape[-1] ** -0.5 / totals)[..., None]
     slopes = slopes.astype(q.dtype)
     q_gradient = jnp.einsum("bhqk,bkhd->bqhd", slopes, k)

@@ -1,8 +1,9 @@
 """Attention with dropout in kernels of our own, for GPUs: no [T, T] array reaches their memory.
 
-The algorithm is FlashAttention-2's (arXiv 2307.08691). Dropout's masks are `dropout.keep`'s, hashed
-again wherever they are used. The kernels read queries, keys and values where their projection has
-put them, and put the gradients there, so that nothing is transposed.
+The algorithm is FlashAttention-2's (arXiv 2307.08691). Dropout's masks are
+`dropout.keep_weights`', computed again wherever they are used. The kernels read queries, keys and
+values where their projection has put them, and put the gradients there, so that nothing is
+transposed.
 
 B batch, T frames, H heads, d width of a head.
 """
@@ -19,16 +20,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from spidr_jax.by_rows import by_rows
-from spidr_jax.dropout import keep_at
+from spidr_jax.dropout import factors, keep_pairs
 from spidr_jax.own_kernels import difference, run_now
 
 Q, K, V = 0, 1, 2
-FORWARD_BLOCKS = 128, 64  # queries that a program has, keys that it takes at a time
-BACKWARD_BLOCK = 64  # queries or keys, of either
+BLOCK = 64  # queries or keys: that a program has, and that it takes at a time
 Saved = tuple[jax.Array, ...]
 
+_COMPILER = triton.CompilerParams(num_warps=4, num_stages=3)
 _BITS = math.log2(math.e)  # exp(x) is exp2 of _BITS x, which is one instruction
-_LOWEST = float(jnp.finfo(jnp.float32).min)  # a row without frames gets some numbers, not NaN
+_LOWEST = -(2.0**120)  # a row without frames gets some numbers, not NaN: its products are exact
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -126,19 +127,24 @@ def _call_forward(
     rows, frames, _, heads, width = qkv.shape
     output = jax.ShapeDtypeStruct((rows, frames, heads, width), qkv.dtype)
     return pl.pallas_call(
-        partial(_forward_kernel, frames=frames, rate=rate),
-        grid=(rows, heads, pl.cdiv(frames, FORWARD_BLOCKS[0])),
-        in_specs=[_spec_qkv(frames, width), _spec_length(), _spec_seeds()],
+        partial(_forward_kernel, frames=frames, rate=rate, interpret=interpret),
+        grid=(rows, heads, pl.cdiv(frames, BLOCK)),
+        in_specs=[
+            _spec_qkv(frames, width),
+            _spec_length(),
+            _spec_scalars(frames),
+            _spec_keys(frames),
+        ],
         out_specs=[*[_spec_output(frames, width)] * 2, _spec_scalars(frames)],
         out_shape=[
             output,
             output.update(dtype=jnp.float32),
             jax.ShapeDtypeStruct((rows, heads, frames), jnp.float32),
         ],
-        compiler_params=triton.CompilerParams(num_warps=8, num_stages=3),
+        compiler_params=_COMPILER,
         interpret=interpret,
         name="attention_forward",
-    )(qkv, lengths, seeds)
+    )(qkv, lengths, *factors(seeds, heads, frames))
 
 
 def _call_backward(
@@ -158,21 +164,22 @@ def _call_backward(
     """
     rows, frames, _, heads, width = qkv.shape
     return pl.pallas_call(
-        partial(_backward_kernel, frames=frames, rate=rate),
-        grid=(rows, heads, pl.cdiv(frames, BACKWARD_BLOCK)),
+        partial(_backward_kernel, frames=frames, rate=rate, interpret=interpret),
+        grid=(rows, heads, pl.cdiv(frames, BLOCK)),
         in_specs=[
             _spec_qkv(frames, width),
             _spec_length(),
-            _spec_seeds(),
+            _spec_scalars(frames),
+            _spec_keys(frames),
             _spec_output(frames, width),
             *[_spec_scalars(frames)] * 2,
         ],
         out_specs=_spec_qkv(frames, width),
         out_shape=jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
+        compiler_params=_COMPILER,
         interpret=interpret,
         name="attention_backward",
-    )(qkv, lengths, seeds, g, levels, sums)
+    )(qkv, lengths, *factors(seeds, heads, frames), g, levels, sums)
 
 
 # What a program (row, head, block) is given: all frames of its row and head.
@@ -194,59 +201,58 @@ def _spec_length() -> pl.BlockSpec:
     return pl.BlockSpec((None,), lambda b, h, i: (b,))
 
 
-def _spec_seeds() -> pl.BlockSpec:
-    return pl.BlockSpec((None, 2), lambda b, h, i: (b, 0))
+def _spec_keys(frames: int) -> pl.BlockSpec:
+    return pl.BlockSpec((None, frames), lambda b, h, i: (b, 0))
 
 
 def _forward_kernel(
-    qkv: Any, length: Any, seeds: Any, output: Any, wide: Any, levels: Any, *, frames: int,
-    rate: float,
+    qkv: Any, length: Any, query_factors: Any, key_factors: Any, output: Any, wide: Any,
+    levels: Any, *, frames: int, rate: float, interpret: bool,
 ) -> None:  # fmt: skip
-    rows_at_once, at_once = FORWARD_BLOCKS
-    head, start = pl.program_id(1), pl.program_id(2) * rows_at_once
-    q, is_frame = _load(qkv, start, rows_at_once, frames, Q)
-    queries = start + jnp.arange(rows_at_once)
+    start = pl.program_id(2) * BLOCK
+    q, is_frame = _load(qkv, start, frames, Q)
+    own_factors = _load_scalars(query_factors, start, frames)
+    factor = _scale(q) * _BITS
 
     def attend(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         peaks, totals, sums = carry
-        k, v = (_load(qkv, i * at_once, at_once, frames, part)[0] for part in (K, V))
-        keys = i * at_once + jnp.arange(at_once)
-        scores = triton.dot(q, k, trans_b=True) * (_scale(q) * _BITS)
+        k, v = (_load(qkv, i * BLOCK, frames, part)[0] for part in (K, V))
+        keys = i * BLOCK + jnp.arange(BLOCK)
+        scores = triton.dot(q, k, trans_b=True)
         scores = jnp.where((keys < length[...])[None], scores, _LOWEST)
         higher = jnp.maximum(peaks, scores.max(axis=1))
-        powers, shrink = jnp.exp2(scores - higher[:, None]), jnp.exp2(peaks - higher)
+        powers = _exp2(scores, factor, (higher * factor)[:, None], interpret)
+        shrink = jnp.exp2((peaks - higher) * factor)
         totals = totals * shrink + powers.sum(axis=1)
-        place = (head * frames + queries[:, None]) * frames + keys[None]
-        powers = _zero(powers, seeds, place, rate)
+        their_factors = _load_scalars(key_factors, i * BLOCK, frames)
+        powers = _zero(powers, own_factors[:, None], their_factors[None], rate)
         sums = sums * shrink[:, None] + triton.dot(powers.astype(v.dtype), v)
         return higher, totals, sums
 
     peaks, totals, sums = jax.lax.fori_loop(
         0,
-        pl.cdiv(frames, at_once),
+        pl.cdiv(frames, BLOCK),
         attend,
-        (
-            jnp.full(rows_at_once, _LOWEST),
-            jnp.zeros(rows_at_once),
-            jnp.zeros(q.shape, jnp.float32),
-        ),
+        (jnp.full(BLOCK, _LOWEST), jnp.zeros(BLOCK), jnp.zeros(q.shape, jnp.float32)),
     )
     sums /= (totals * (1 - rate))[:, None]
-    place = pl.ds(start, rows_at_once)
+    place = pl.ds(start, BLOCK)
     triton.store(output.at[place], sums.astype(output.dtype), mask=is_frame[:, None])
     triton.store(wide.at[place], sums, mask=is_frame[:, None])
-    triton.store(levels.at[place], peaks + jnp.log2(totals), mask=is_frame)
+    triton.store(levels.at[place], peaks * factor + jnp.log2(totals), mask=is_frame)
 
 
 def _backward_kernel(
-    qkv: Any, length: Any, seeds: Any, g: Any, levels: Any, sums: Any, gradient: Any, *,
-    frames: int, rate: float,
+    qkv: Any, length: Any, query_factors: Any, key_factors: Any, g: Any, levels: Any, sums: Any,
+    gradient: Any, *, frames: int, rate: float, interpret: bool,
 ) -> None:  # fmt: skip
     """A program has some frames, first as keys of all queries, then as queries of all keys."""
-    block = BACKWARD_BLOCK
-    head, own = pl.program_id(1), pl.program_id(2) * block
-    blocks = pl.cdiv(frames, block)
-    (q, is_frame), (k, _), (v, _) = (_load(qkv, own, block, frames, p) for p in (Q, K, V))
+    own = pl.program_id(2) * BLOCK
+    blocks = pl.cdiv(frames, BLOCK)
+    (q, is_frame), (k, _), (v, _) = (_load(qkv, own, frames, p) for p in (Q, K, V))
+
+    def is_key(first: Any) -> jax.Array:
+        return first + jnp.arange(BLOCK) < length[...]
 
     def weights(
         q: jax.Array, k: jax.Array, g: jax.Array, v: jax.Array, first_query: Any, first_key: Any,
@@ -256,61 +262,84 @@ def _backward_kernel(
 
         Both are 1 - rate times what they should be: less work than a division of each.
         """
-        queries, keys = first_query + jnp.arange(block), first_key + jnp.arange(block)
-        levels_here, sums_here = (
-            triton.load(x.at[pl.ds(first_query, block)], mask=queries < frames, other=other)
-            for x, other in ((levels, jnp.inf), (sums, 0.0))
-        )
         scores = triton.dot(k, q, trans_b=True) if keys_first else triton.dot(q, k, trans_b=True)
         slopes = triton.dot(v, g, trans_b=True) if keys_first else triton.dot(g, v, trans_b=True)
         along = (lambda x: x[None]) if keys_first else (lambda x: x[:, None])
         across = (lambda x: x[:, None]) if keys_first else (lambda x: x[None])
-        powers = jnp.exp2(scores * (_scale(q) * _BITS) - along(levels_here))
-        powers = jnp.where(across(keys < length[...]), powers, 0)
-        place = (head * frames + along(queries)) * frames + across(keys)
-        slopes = powers * (_zero(slopes, seeds, place, rate) - along(sums_here))
-        return _zero(powers, seeds, place, rate).astype(v.dtype), slopes.astype(q.dtype)
+        levels_here = along(_load_scalars(levels, first_query, frames, jnp.inf))
+        sums_here = along(_load_scalars(sums, first_query, frames))
+        factors_here = (
+            along(_load_scalars(query_factors, first_query, frames)),
+            across(_load_scalars(key_factors, first_key, frames)),
+        )
+        powers = _exp2(scores, _scale(q) * _BITS, levels_here, interpret)
+        if not keys_first:  # else they do not meet
+            powers = jnp.where(is_key(first_key)[None], powers, 0)
+        dropped = _zero(powers, *factors_here, rate)
+        slopes = dropped * slopes - powers * sums_here
+        return dropped.astype(v.dtype), slopes.astype(q.dtype)
 
     def take_queries(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> Any:
         k_gradient, v_gradient = carry
-        q, _ = _load(qkv, i * block, block, frames, Q)
-        g_here, _ = _load(g, i * block, block, frames)
-        dropped, slopes = weights(q, k, g_here, v, i * block, own, True)
+        q, _ = _load(qkv, i * BLOCK, frames, Q)
+        g_here, _ = _load(g, i * BLOCK, frames)
+        dropped, slopes = weights(q, k, g_here, v, i * BLOCK, own, True)
         return k_gradient + triton.dot(slopes, q), v_gradient + triton.dot(dropped, g_here)
 
     def take_keys(i: jax.Array, q_gradient: jax.Array) -> jax.Array:
-        k, _ = _load(qkv, i * block, block, frames, K)
-        v, _ = _load(qkv, i * block, block, frames, V)
-        _, slopes = weights(q, k, own_g, v, own, i * block, False)
+        k, _ = _load(qkv, i * BLOCK, frames, K)
+        v, _ = _load(qkv, i * BLOCK, frames, V)
+        _, slopes = weights(q, k, own_g, v, own, i * BLOCK, False)
         return q_gradient + triton.dot(slopes, k)
 
     def put(part: int, value: jax.Array) -> None:
-        place = gradient.at[pl.ds(own, block), jnp.int32(part)]
+        place = gradient.at[pl.ds(own, BLOCK), jnp.int32(part)]
         triton.store(place, value.astype(gradient.dtype), mask=is_frame[:, None])
 
     zeros = jnp.zeros(q.shape, jnp.float32)
     k_gradient, v_gradient = jax.lax.fori_loop(0, blocks, take_queries, (zeros, zeros))
-    put(K, k_gradient * (_scale(q) / (1 - rate)))
-    put(V, v_gradient * (1 / (1 - rate)))
-    own_g, _ = _load(g, own, block, frames)
+    own_keys = is_key(own)[:, None]
+    put(K, jnp.where(own_keys, k_gradient * (_scale(q) / (1 - rate)), 0))
+    put(V, jnp.where(own_keys, v_gradient * (1 / (1 - rate)), 0))
+    own_g, _ = _load(g, own, frames)
     put(Q, jax.lax.fori_loop(0, blocks, take_keys, zeros) * (_scale(q) / (1 - rate)))
 
 
-def _load(
-    ref: Any, start: Any, number: int, frames: int, *part: int
-) -> tuple[jax.Array, jax.Array]:
-    """So many frames [number, d], zeros after the last, and which of them there are."""
-    is_frame = start + jnp.arange(number) < frames
-    place = ref.at[pl.ds(start, number), *map(jnp.int32, part)]  # JAX interprets no plain int
+def _load(ref: Any, start: Any, frames: int, *part: int) -> tuple[jax.Array, jax.Array]:
+    """A block of frames [BLOCK, d], zeros after the last, and which of them there are."""
+    is_frame = start + jnp.arange(BLOCK) < frames
+    place = ref.at[pl.ds(start, BLOCK), *map(jnp.int32, part)]  # JAX interprets no plain int
     return triton.load(place, mask=is_frame[:, None], other=0), is_frame
+
+
+def _load_scalars(ref: Any, start: Any, frames: int, other: float = 0) -> jax.Array:
+    """A block of frames' numbers [BLOCK], and another after the last."""
+    is_frame = start + jnp.arange(BLOCK) < frames
+    return triton.load(ref.at[pl.ds(start, BLOCK)], mask=is_frame, other=other)
 
 
 def _scale(q: jax.Array) -> float:
     return float(q.shape[-1] ** -0.5)
 
 
-def _zero(x: jax.Array, seeds: Any, place: jax.Array, rate: float) -> jax.Array:
-    """As `dropout.zero` of the weights [B, H, T, T], for some places in a row of them."""
-    if not rate:
-        return x
-    return jnp.where(keep_at(place.astype(jnp.uint32), seeds[0], seeds[1], rate), x, 0)
+def _exp2(x: jax.Array, factor: float, less: jax.Array, interpret: bool) -> jax.Array:
+    """Two to the x factor - less, in two instructions where `jnp` takes six.
+
+    Those are for the sake of results below 2^-126, and since XLA fuses no product with a sum.
+    """
+    if interpret:
+        return jnp.exp2(x * factor - less)
+    scale = np.float32(factor).view(np.uint32)
+    return triton.elementwise_inline_asm(
+        "{ .reg .f32 x; neg.f32 x, $2; "
+        f"fma.rn.f32 x, $1, 0f{scale:08X}, x; ex2.approx.ftz.f32 $0, x; }}",
+        args=[x, jnp.broadcast_to(less, x.shape)],
+        constraints="=f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+    )[0]
+
+
+def _zero(x: jax.Array, query: jax.Array, key: jax.Array, rate: float) -> jax.Array:
+    """As `dropout.zero` of weights, of queries and keys with these factors."""
+    return jnp.where(keep_pairs(query, key, rate), x, 0) if rate else x

@@ -5,6 +5,7 @@ devices, and in the backward pass it is computed anew. B rows, L layers.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,29 +52,64 @@ def keep(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
 
 
 def keep_at(index: jax.Array, first: jax.Array, second: jax.Array, rate: float) -> jax.Array:
-    """Whether the elements of a row at these places stay.
+    """Whether the elements of a row at these places stay; all are uint32.
 
-    The hash is "lowbias32" (C. Wellons, hash-prospector) of place plus first seed, times the
-    second, as rows whose first seeds are near share parts of the rest. All are uint32.
+    The second seed multiplies, as rows whose first seeds are near share parts of the rest.
     """
-    x = index + first
+    return _mix(index + first) * (second | 1) >= _threshold(rate)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """ "lowbias32" (C. Wellons, hash-prospector) of numbers uint32."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
     x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
-    x = (x ^ (x >> 15)) * (second | 1)
-    return x >= jnp.uint32(round(rate * 2**32))
+    return x ^ (x >> 15)
 
 
-def zero(x: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
-    """Zero what `keep` does not keep; without seeds change nothing."""
-    return x if seeds is None or rate == 0 else jnp.where(keep(seeds, x.shape, rate), x, 0)
+def _threshold(rate: float) -> jax.Array:
+    return jnp.uint32(round(rate * 2**32))
 
 
-def drop(x: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
+def keep_weights(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+    """As `keep`, for attention's weights: shape is [B, H, T, T]."""
+    queries, keys = factors(seeds, *shape[1:3])
+    return keep_pairs(queries[..., None], keys[:, None, None], rate)
+
+
+def factors(seeds: jax.Array, heads: int, frames: int) -> tuple[jax.Array, jax.Array]:
+    """Odd numbers uint32 of the queries [B, H, T] and of the keys [B, T], hashed from the seeds."""
+    index = jnp.arange((heads + 1) * frames, dtype=jnp.uint32)
+    hashed = _mix(_mix(index + seeds[:, :1]) + seeds[:, 1:]) | 1
+    hashed = hashed.reshape(-1, heads + 1, frames)
+    return hashed[:, :-1], hashed[:, -1]
+
+
+def keep_pairs(query: jax.Array, key: jax.Array, rate: float) -> jax.Array:
+    """Whether the weights of queries at keys stay, from their `factors`.
+
+    Products of independent odd numbers, modulo 2^32, are independent in all but their last bit, up
+    to 2^-30: for weights a of some places, sum(a query key) is uniform over the queries unless
+    sum(a key) is 0 modulo 2^31 for each of them, over the keys. A hash of every place, which
+    costs five times as many instructions, does no better.
+    """
+    return query * key >= _threshold(rate)
+
+
+def zero(
+    x: jax.Array, seeds: jax.Array | None, rate: float, mask: Callable[..., jax.Array] = keep
+) -> jax.Array:
+    """Zero what a mask, `keep` or `keep_weights`, does not keep; without seeds change nothing."""
+    return x if seeds is None or rate == 0 else jnp.where(mask(seeds, x.shape, rate), x, 0)
+
+
+def drop(
+    x: jax.Array, seeds: jax.Array | None, rate: float, mask: Callable[..., jax.Array] = keep
+) -> jax.Array:
     """`zero`, and scale the rest by 1 / (1 - rate)."""
     if seeds is None or rate == 0:
         return x
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # 0.9 in bfloat16 is 0.898
-    return zero((wide / (1 - rate)).astype(x.dtype), seeds, rate)
+    return zero((wide / (1 - rate)).astype(x.dtype), seeds, rate, mask)
 
 
 def anew(x: Any) -> Any:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from spidr_jax.dropout import drop as dropout
+from spidr_jax.dropout import keep_weights
 from spidr_jax.ops import EPSILON
 
 __all__ = ["add_layer_norm", "attention", "dropout", "gelu", "layer_norm", "layer_norm_gelu"]
@@ -51,5 +52,5 @@ def attention(
     scores /= math.sqrt(q.shape[-1])
     if frame_mask is not None:
         scores = jnp.where(frame_mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = dropout(jax.nn.softmax(scores).astype(v.dtype), seeds, rate)
+    weights = dropout(jax.nn.softmax(scores).astype(v.dtype), seeds, rate, keep_weights)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)

@@ -80,6 +80,84 @@ def test_steps_layers_and_places_are_independent() -> None:
     assert 0.8 < np.std(scores) < 1.2
 
 
+def correlations(rows: np.ndarray) -> np.ndarray:
+    """Of all pairs of a mask's rows, in standard deviations, without rows' and columns' shares.
+
+    Their variance is the mean parity of what is kept where two rows and two columns meet.
+    """
+    x = rows.astype(np.float32)
+    x = x - x.mean(axis=0) - x.mean(axis=1, keepdims=True) + x.mean()
+    x /= x.std(axis=1, keepdims=True)
+    return ((x @ x.T)[np.triu_indices(len(x), 1)] / np.sqrt(x.shape[1])).astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def weights() -> np.ndarray:
+    """Of one utterance: 5 heads, 600 frames."""
+    return np.asarray(dropout.keep_weights(seeds(5, 1), (1, 5, 600, 600), 0.1))[0]
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.9])
+def test_the_share_of_weights_kept_is_right_for_all_heads_queries_and_keys(rate: float) -> None:
+    kept = np.asarray(dropout.keep_weights(seeds(6, 3), (3, 4, 700, 700), rate))
+    for axes in ((0, 1, 2, 3), (1, 2, 3), (0, 2, 3), (3,), (2,), (1, 2), (0, 1, 2), (0, 1, 3)):
+        number = np.prod([kept.shape[axis] for axis in axes])
+        scores = (kept.mean(axis=axes) - (1 - rate)) / np.sqrt(rate * (1 - rate) / number)
+        assert np.abs(scores).max() < 5
+        if np.size(scores) > 100:
+            assert 0.9 < scores.std() < 1.1  # neither clumped nor evened out
+
+
+@pytest.mark.parametrize("of", ["queries", "keys"])
+def test_all_pairs_of_queries_and_of_keys_are_as_independent_as_draws(
+    weights: np.ndarray, of: str
+) -> None:
+    """Queries of all heads. Draws stand beside: sums of rare events have long tails."""
+    draws = np.random.default_rng(0).random(weights.shape) >= 0.1
+    found, expected = (
+        correlations(
+            x.reshape(-1, 600) if of == "queries" else x.transpose(2, 0, 1).reshape(600, -1)
+        )
+        for x in (weights, draws)
+    )
+    assert abs(found.std() / expected.std() - 1) < 4 / np.sqrt(found.size)
+    assert abs(found.mean() - expected.mean()) < 6 / np.sqrt(found.size)
+    for largest in (np.max, lambda x: -np.min(x)):
+        assert largest(found) < 1.15 * largest(expected)
+
+
+def test_near_weights_and_mirrored_ones_are_independent(weights: np.ndarray) -> None:
+    for queries in range(4):
+        for keys in range(4):
+            if queries or keys:
+                a = weights[:, queries:, keys:]
+                b = weights[:, : 600 - queries, : 600 - keys]
+                assert abs(correlation(a, b)) < 4.5, (queries, keys)
+    lower = np.tril_indices(600, -1)
+    for head in weights:
+        assert abs(correlation(head[lower], head.T[lower])) < 4.5
+        assert abs(correlation(head, head[::-1])) < 4.5
+
+
+def test_seeds_that_differ_in_one_bit_give_independent_weights() -> None:
+    base = np.random.default_rng(1).integers(2**32, size=2, dtype=np.uint32)
+    near = [base ^ np.array([1 << bit, 0], np.uint32) for bit in range(32)]
+    near += [base ^ np.array([0, 1 << bit], np.uint32) for bit in range(32)]
+    all_seeds = jnp.asarray(np.stack([base, *near]))
+    masks = np.asarray(dropout.keep_weights(all_seeds, (65, 2, 128, 128), 0.1))
+    scores = [correlation(a, b) for i, a in enumerate(masks) for b in masks[:i]]
+    assert np.abs(scores).max() < 4.5
+    assert 0.94 < np.std(scores) < 1.06
+
+
+def test_utterances_and_heads_have_independent_weights() -> None:
+    kept = np.asarray(dropout.keep_weights(seeds(7, 12), (12, 4, 128, 128), 0.1))
+    masks = kept.reshape(48, 128, 128)
+    scores = [correlation(a, b) for i, a in enumerate(masks) for b in masks[:i]]
+    assert np.abs(scores).max() < 4.5
+    assert 0.93 < np.std(scores) < 1.07
+
+
 def test_a_rows_mask_depends_on_its_seeds_and_place_alone() -> None:
     whole = dropout.keep(seeds(2), SHAPE, 0.1)
     some = jnp.array([5, 3])

@@ -64,8 +64,8 @@ def test_a_kernel_that_agrees_is_taken_for_16_bits(name: str, interpreted: None)
 def test_a_kernel_with_another_dropout_mask_is_not_taken(
     interpreted: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = dropout.keep_at
-    monkeypatch.setattr(attention_kernel, "keep_at", lambda i, *others: right(i + 1, *others))
+    right = dropout.keep_pairs
+    monkeypatch.setattr(attention_kernel, "keep_pairs", lambda q, *others: right(q + 2, *others))
     module, *arguments = KERNELS["attention"]
     assert own_kernels.load("attention", module, jnp.bfloat16, *arguments) is None
     said = capsys.readouterr().out
