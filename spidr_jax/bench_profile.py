@@ -70,8 +70,7 @@ def total_times(events: list[dict[str, Any]], program: str, steps: int) -> list[
     calls: dict[tuple[str, str], int] = collections.defaultdict(int)
     operations = _operations(events)
     for event, time in zip(operations, _shared_times(events, operations), strict=True):
-        operation = event.get("args", {}).get("hlo_op", "")
-        key = _kind(event["name"]), place(sources.get(operation, ""))
+        key = _kind(event["name"]), place(_source(event, sources))
         times[key] += time
         calls[key] += 1
     whole = sum(times.values())
@@ -85,6 +84,13 @@ def total_times(events: list[dict[str, Any]], program: str, steps: int) -> list[
         }
         for key, time in sorted(times.items(), key=lambda item: -item[1])
     ]
+
+
+def _source(event: dict[str, Any], sources: dict[str, str]) -> str:
+    """By the operation's name, or, as a CUDA graph has one for all, by that of a fusion's kernel."""
+    operation = event.get("args", {}).get("hlo_op", "")
+    of_kernel = re.sub(r"_(\d+)$", r".\1", event["name"])
+    return sources.get(operation) or sources.get(of_kernel, "")
 
 
 def _sources(program: str) -> dict[str, str]:
@@ -149,7 +155,7 @@ def _ends(events: list[dict[str, Any]], operations: list[dict[str, Any]]) -> lis
 
 def _kind(name: str) -> str:
     """An operation's name without its number."""
-    return re.sub(r"[._]\d+$", "", name)
+    return re.sub(r"[._]\d*$", "", name)
 
 
 def table(found: list[dict[str, Any]], lines: int = 25) -> str:

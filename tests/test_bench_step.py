@@ -324,12 +324,14 @@ def test_kernels_of_a_gpu_are_those_of_its_streams() -> None:
         event("gemm_fusion_dot_1", 2, 0, 3_000, hlo_op="dot.1"),
         event("gemm_fusion_dot_12", 2, 4_000, 1_000, hlo_op="dot.12"),
         event("MemcpyD2D", 2, 6_000, 500),
+        event("dot_12", 2, 7_000, 200, hlo_op="command_buffer_3"),  # in a CUDA graph
         event("dot.1", 9, 0, 9_000, hlo_op="dot.1") | {"pid": 5},
     ]
     found = bench_profile.total_times(events, PROGRAM, steps=1)
     assert [(each["name"], each["source"], each["ms"]) for each in found] == [
         ("gemm_fusion_dot", "jit(step)/layers_*/dense", 4.0),
         ("MemcpyD2D", "", 0.5),
+        ("dot", "jit(step)/layers_*/dense", 0.2),
     ]
 
 
