@@ -87,7 +87,7 @@ def total_times(events: list[dict[str, Any]], program: str, steps: int) -> list[
 
 
 def _source(event: dict[str, Any], sources: dict[str, str]) -> str:
-    """By the operation's name, or, as a CUDA graph has one for all, by that of a fusion's kernel."""
+    """By the operation, or, as all of a CUDA graph have its name, by that of a fusion's kernel."""
     operation = event.get("args", {}).get("hlo_op", "")
     of_kernel = re.sub(r"_(\d+)$", r".\1", event["name"])
     return sources.get(operation) or sources.get(of_kernel, "")
