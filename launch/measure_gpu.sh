@@ -8,9 +8,9 @@ set -euo pipefail
 
 out=${1:?a folder for the results}
 manifest=${2:-}
-mkdir -p "$out"
+mkdir -p "$out/trials"
 export PYTHONUNBUFFERED=1
-export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_per_fusion_autotune_cache_dir=$out"
+export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_per_fusion_autotune_cache_dir=$out/trials"
 
 bench() { # NAME COMMAND ARGUMENTS...: goes on after a failure
     local name=$1 command=$2
