@@ -35,7 +35,7 @@ def get_config():
     return config
 """
 
-# Of the model above. In float32 are norms and heads, the rest computes in bfloat16.
+# Of the model above. In float32 are norms and the heads' biases, the rest computes in bfloat16.
 NORM = 2 * 32
 LAYER = 32 * 96 + (32 * 32 + 32) + (32 * 48 + 48) + (48 * 32 + 32)
 ENCODER = (5 * 8 * 32 + 32) + 2 * LAYER
@@ -43,14 +43,14 @@ ENCODER_NORMS = (1 + 2 * 2) * NORM
 EXTRACTOR = 10 * 1 * 16 + 8 * 16 * 16
 PROJECTION = 16 * 32 + 32
 EXTRACTOR_NORMS = 3 * 2 * 16
-HEADS = 2 * (32 * 8 + 8)
+HEADS, HEADS_BIASES = 2 * 32 * 8, 2 * 8
 MASK = 32
 CODEBOOKS = 2 * (8 * 32 + 8)
 STUDENT = ENCODER + ENCODER_NORMS
-PARAMS = STUDENT + EXTRACTOR + PROJECTION + EXTRACTOR_NORMS + HEADS + MASK
+PARAMS = STUDENT + EXTRACTOR + PROJECTION + EXTRACTOR_NORMS + HEADS + HEADS_BIASES + MASK
 TRAINED = PARAMS - NORM  # not the last layer's second norm
-GRADIENT = 2 * (ENCODER + EXTRACTOR + PROJECTION + MASK)
-GRADIENT += 4 * (ENCODER_NORMS - NORM + EXTRACTOR_NORMS + HEADS)
+GRADIENT = 2 * (ENCODER + EXTRACTOR + PROJECTION + HEADS + MASK)
+GRADIENT += 4 * (ENCODER_NORMS - NORM + EXTRACTOR_NORMS + HEADS_BIASES)
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +110,9 @@ def test_a_split_state_scatters_the_gradient_and_gathers_teacher_and_parameters(
     assert split["reduce-scatter"][1] == GRADIENT
     norms = 4 * (ENCODER_NORMS - NORM)
     student = 2 * ENCODER + norms + 2 * (EXTRACTOR + PROJECTION + MASK) + 4 * EXTRACTOR_NORMS
-    heads = 2 * 2 * 32 * 8 + 4 * 2 * 8
+    heads = 2 * HEADS + 4 * HEADS_BIASES
     teacher = 2 * ENCODER + norms
-    backward = 4 * 2 * 32 * 8  # heads
-    assert split["all-gather"][1] == student + heads + teacher + backward
+    assert split["all-gather"][1] == student + heads + teacher
     statistics = whole["all-reduce"][1] - GRADIENT
     arrays = split["reduce-scatter"][0]
     assert split["all-reduce"][1] == statistics + 4 * arrays  # a share of the norm of each
