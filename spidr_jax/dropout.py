@@ -87,10 +87,10 @@ def factors(seeds: jax.Array, heads: int, frames: int) -> tuple[jax.Array, jax.A
 def keep_pairs(query: jax.Array, key: jax.Array, rate: float) -> jax.Array:
     """Whether the weights of queries at keys stay, from their `factors`.
 
-    Products of independent odd numbers, modulo 2^32, are independent in all but their last bit, up
-    to 2^-30: for weights a of some places, sum(a query key) is uniform over the queries unless
-    sum(a key) is 0 modulo 2^31 for each of them, over the keys. A hash of every place, which
-    costs five times as many instructions, does no better.
+    They are products modulo 2^32. For whole numbers a at some places, sum(a query key) averages
+    out over the odd numbers that queries can have unless, for each query, its sum(a key) is 0
+    modulo 2^31: of two odd keys with odd a that has a probability of 2^-30. So any few places are
+    all but independent; single pairs of rows among billions are not.
     """
     return query * key >= _threshold(rate)
 
