@@ -1,16 +1,13 @@
 """A grouped convolution over time that each device computes for its own rows. B batch, T frames."""
 
 from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import Mesh
 
 from spidr_jax import backend, own_kernels
-from spidr_jax.by_rows import Shardings, axes, by_rows
+from spidr_jax.by_rows import by_rows
 
 
 @jax.custom_vjp
@@ -75,18 +72,7 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array
     return jnp.stack(taps).reshape(kernel.shape)
 
 
-def _partition_gradients(mesh: Mesh, operands: Any, _: Any) -> Shardings:
-    names, rows, whole = axes(mesh, operands)
-
-    def local(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_gradient, kernel_gradient = _gradients(x, kernel, g)
-        return x_gradient, lax.psum(kernel_gradient, names) if names else kernel_gradient
-
-    return mesh, local, (rows, whole), (rows, whole, rows)
-
-
 _by_rows = by_rows(_conv, "b t c, k i d -> b s e", whole=(1,))
-_gradients_by_rows = custom_partitioning(_gradients)
-_gradients_by_rows.def_partition(
-    _partition_gradients, sharding_rule="b t c, k i d, b s e -> b u f, l j g"
+_gradients_by_rows = by_rows(
+    _gradients, "b t c, k i d, b s e -> b u f, l j g", whole=(1,), summed=(1,)
 )

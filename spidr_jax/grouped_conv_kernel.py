@@ -166,7 +166,7 @@ def _correlation(taps: int, channels: int, interpret: bool) -> Any:
         found = found.transpose(1, 4, 2, 3, 0, 5)  # programs, shifts, taps, C / G, G, D / G
         return found.reshape(-1, channels, groups * own)[:taps]
 
-    return by_rows(call, "b t c, b s d -> k i e", summed=True)
+    return by_rows(call, "b t c, b s d -> k i e", summed=(0,))
 
 
 def _power(number: int, least: int = 16) -> int:

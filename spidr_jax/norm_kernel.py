@@ -102,8 +102,8 @@ def _forward_call(
         x = arrays[0]
         scalars = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
         kernel = partial(_forward_kernel, gelu=gelu)
-        return _pallas_call(kernel, "norm_forward", (True, *there), [x, scalars, scalars],
-                            (True, True, True), interpret)(*arrays)  # fmt: skip
+        results = [x, scalars, scalars]
+        return _run("norm_forward", kernel, (True, *there), arrays, results, interpret)
 
     rule = _rule((True, "b t d"), (scale, "f"), (bias, "h"))
     return by_rows(call, f"{rule} -> b u e, b v, b w", range(1, 1 + scale + bias))
@@ -115,14 +115,13 @@ def _backward_call(
 ) -> Callable[..., list[jax.Array]]:
     """The kernel for those of scale, bias and seeds that are there."""
     scale, bias, seeds = there
-    results = (True, seeds, scale, bias)
 
     def call(*arrays: jax.Array) -> list[jax.Array]:
         x = arrays[0]
         sums = jax.ShapeDtypeStruct((x.shape[0], _programs(x), x.shape[2]), jnp.float32)
         kernel = partial(_backward_kernel, rate=rate, gelu=gelu)
-        return _pallas_call(kernel, "norm_backward", (*[True] * 4, *there), [x, x, sums, sums],
-                            results, interpret)(*arrays)  # fmt: skip
+        results = [x, x if seeds else None, sums if scale else None, sums if bias else None]
+        return _run("norm_backward", kernel, (*[True] * 4, *there), arrays, results, interpret)
 
     inputs = _rule((True, "b t d, b u e, b a, b c"), (scale, "f"), (bias, "h"), (seeds, "b s"))
     outputs = _rule((True, "b v i"), (seeds, "b w j"), (scale, "b p k"), (bias, "b q l"))
@@ -139,31 +138,39 @@ def _programs(x: jax.Array) -> int:
     return int(pl.cdiv(frames, int(np.clip(frames // PROGRAMS, *FRAMES))))
 
 
-def _pallas_call(
-    kernel: Callable[..., None],
+def _run(
     name: str,
-    arguments: tuple[bool, ...],
-    shapes: list[Any],
-    results: tuple[bool, ...],
+    kernel: Callable[..., None],
+    there: tuple[bool, ...],
+    arrays: tuple[jax.Array, ...],
+    results: list[Any],
     interpret: bool,
-) -> Callable[..., list[jax.Array]]:
-    """A kernel whose references are None for what is not there; x is the first argument."""
+) -> list[jax.Array]:
+    """Run a kernel whose references are None for what is not there; x is the first array.
 
-    def call(x: jax.Array, *others: jax.Array) -> list[jax.Array]:
-        def with_all(*refs: Any) -> None:
-            each = iter(refs)
-            kernel(*(next(each) if it else None for it in (*arguments, *results)))
+    Args:
+        name: of the kernel.
+        kernel: of all references.
+        there: which of its arguments are.
+        arrays: those arguments.
+        results: the shapes of all results, None for those that are not there.
+        interpret: as for `forward`.
+    """
+    x = arrays[0]
+    present = *there, *(shape is not None for shape in results)
 
-        return pl.pallas_call(
-            with_all,
-            out_shape=[shape for shape, it in zip(shapes, results, strict=True) if it],
-            grid=(x.shape[0], _programs(x)),
-            compiler_params=triton.CompilerParams(num_warps=WARPS),
-            interpret=interpret,
-            name=name,
-        )(x, *others)
+    def with_all(*refs: Any) -> None:
+        each = iter(refs)
+        kernel(*(next(each) if it else None for it in present))
 
-    return call
+    return pl.pallas_call(
+        with_all,
+        out_shape=[shape for shape in results if shape is not None],
+        grid=(x.shape[0], _programs(x)),
+        compiler_params=triton.CompilerParams(num_warps=WARPS),
+        interpret=interpret,
+        name=name,
+    )(*arrays)
 
 
 def _forward_kernel(
@@ -178,13 +185,13 @@ def _forward_kernel(
 ) -> None:
     columns, real = _columns(x_ref)
     scale, bias = _load(scale_ref), _load(bias_ref)
+    share = 1 / x_ref.shape[2]
 
     def frame(place: Any, rows: tuple[Row, ...], _: Any) -> tuple[()]:
         (x,) = rows
-        mean = x.sum() * (1 / x_ref.shape[2])
+        mean = x.sum() * share
         centred = jnp.where(real, x - mean, 0)
-        square = (centred * centred).sum() * (1 / x_ref.shape[2])
-        inverse = lax.rsqrt(square + EPSILON)
+        inverse = lax.rsqrt((centred * centred).sum() * share + EPSILON)
         y = _affine(centred * inverse, scale, bias)
         y = y * _distribution(y)[0] if gelu else y
         triton.store(y_ref.at[*place, columns], y.astype(y_ref.dtype), mask=real)
