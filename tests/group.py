@@ -12,16 +12,13 @@ from typing import Any
 import tiny
 from ml_collections import ConfigDict
 
-# Tiny programs: what LLVM would gain is less than what it costs. Processes beside the first never
-# write a compilation cache.
-FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
-
 
 def environment(devices: int, **variables: Any) -> dict[str, str]:
     """This environment with so many devices a process, and the variables given."""
     outer = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "SLURM_"))}
     texts = {name: str(value) for name, value in variables.items()}
-    return outer | {"XLA_FLAGS": f"{FLAGS}{devices}", "JAX_PLATFORMS": "cpu"} | texts
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return outer | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | texts
 
 
 class Group:

@@ -199,8 +199,8 @@ def test_one_of_two_is_killed_and_the_run_goes_on_from_its_last_save(tmp_path: P
         os.kill(killed[0], signal.SIGKILL)
         assert process.wait(100) == 128 + signal.SIGKILL, output.read_text()
         assert time.monotonic() - began < 60
-    assert "process 0 of 2: ended by" in output.read_text()
-    assert "another process ended first" in output.read_text()
+    # Ours, where the broken connection is noticed first, or JAX's, where the missing heartbeat is.
+    assert re.search("another (process ended first|task died)", output.read_text())
     reached = metrics.read(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
     saved = int(train.build_state(train.open_run(config)).step)
     assert saved % 5 == 0

@@ -142,8 +142,9 @@ def assert_equal_runs(one: ConfigDict, other: ConfigDict, steps: list[int]) -> N
             assert b[name] == a[name]
         for name in a.keys() & {"loss", "dev_loss", "dev_target_ppl_2"}:
             assert b[name] == pytest.approx(a[name], rel=1e-6)
+        # shares of frames and of triples: a near tie may fall to the other side
         for name in a.keys() & {"tones_phone_purity_2", "tones_abx_across_2"}:
-            assert b[name] == pytest.approx(a[name], abs=2e-3)
+            assert b[name] == pytest.approx(a[name], abs=1e-2)
 
 
 @pytest.fixture(scope="module")
