@@ -212,13 +212,13 @@ def test_gradients_of_heads_are_autodiffs_in_float32_and_near_them_in_bfloat16(
 
     found = gradients(lambda params, x: heads.apply({"params": params}, x), x)
     autodiff, exact = gradients(plain, x), gradients(plain, x.astype(jnp.float32))
-    for a, b, c in zip(found, autodiff, exact, strict=True):
+    # of bias, kernel and x; on CPUs jax 0.12 adds up the kernel's products in bfloat16
+    limits = 2**-9, 2**-5, 2**-8
+    for a, b, c, limit in zip(found, autodiff, exact, limits, strict=True):
         if dtype == jnp.float32:
             np.testing.assert_array_equal(a, b)
             continue
-        error, plain_error = (np.linalg.norm(each - c) / np.linalg.norm(c) for each in (a, b))
-        # autodiff rounds the gradients of kernel and x, and that of the bias not at all
-        assert error <= (1.6 * plain_error or 2**-9)
+        assert np.linalg.norm(a - c) <= limit * np.linalg.norm(c)
         assert not np.array_equal(a, b)
 
 
