@@ -7,7 +7,8 @@ import pytest
 import soundfile
 from audio_files import make_corpus
 
-from spidr_jax import bench, bench_data
+from spidr_jax.bench import __main__ as bench
+from spidr_jax.bench import loader
 from spidr_jax.data.corpus import open_manifest
 
 
@@ -34,7 +35,7 @@ def test_a_rate_is_audio_by_time():
             sum(range(100_000))
             yield count
 
-    rate = bench_data.measure("spin", 1, 0.2, spin)
+    rate = loader.measure("spin", 1, 0.2, spin)
     # One thread that only computes: a second of it is a second of processor time, if it gets it.
     assert 0 < rate.per_second <= rate.per_cpu_second * 1.3
 
@@ -67,8 +68,8 @@ def test_the_pipeline_costs_little_more_than_decoding(tmp_path):
 
     plain = ours = 0.0
     for _ in range(3):  # in turn, and the best of each: others may use the machine
-        plain = max(plain, bench_data.measure("soundfile", 1, 1.0, decode).per_cpu_second)
-        (found,) = bench_data.bench_data(
+        plain = max(plain, loader.measure("soundfile", 1, 1.0, decode).per_cpu_second)
+        (found,) = loader.bench_data(
             manifest, threads=[1], seconds=1.0, batch_samples=1_000_000, reference=False
         )
         ours = max(ours, found.per_cpu_second)

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import tiny
 
-from spidr_jax import backend, bench, bench_kernels, bench_target
-from spidr_jax.bench_hlo import array_bytes, dims
-from spidr_jax.bench_hlo_kernels import Kernel, read_kernels
-from spidr_jax.bench_target import Rates
+from spidr_jax import backend
+from spidr_jax.bench import __main__ as bench
+from spidr_jax.bench import kernels, targets
+from spidr_jax.bench.hlo import array_bytes, dims
+from spidr_jax.bench.hlo_kernels import Kernel, read_kernels
+from spidr_jax.bench.targets import Rates
 
 PROGRAM = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[4]{0})->f32[4]{0}}
 
@@ -100,40 +102,40 @@ ENTRY %main (a: bf16[6,8], b: bf16[8,5]) -> f32[6,5] {
 
 
 @pytest.fixture(scope="module")
-def kernels() -> dict[str, Kernel]:
+def program() -> dict[str, Kernel]:
     return {each.name: each for each in read_kernels(PROGRAM)}
 
 
-def test_every_instruction_that_is_not_bookkeeping_is_a_kernel(kernels: Any) -> None:
+def test_every_instruction_that_is_not_bookkeeping_is_a_kernel(program: Any) -> None:
     before = ["gemm", "exact", "row", "changed", "conv", "to_filters", "to_images", "blas", "own"]
     loop, larger_branch = ["square", "copy.7"], ["add.9"]
-    assert list(kernels) == [*before, *loop, *larger_branch, "copy-start.1", "last"]
+    assert list(program) == [*before, *loop, *larger_branch, "copy-start.1", "last"]
 
 
-def test_bytes_are_those_of_operands_and_results(kernels: Any) -> None:
-    assert kernels["gemm"].size == 2 * 6 * 8 + 2 * 8 * 5 + 4 * 6 * 5
-    assert kernels["exact"].size == 2 * (4 * 6 * 8) + 4 * 6 * 6
-    assert kernels["to_filters"].size == 2 * (2 * 23 * 6 + 2 * 11 * 12 + 12 * 3 * 2) + 10
-    assert kernels["own"].size == 16 + 16
-    assert kernels["add.9"].size == 16 + 16 + 16
+def test_bytes_are_those_of_operands_and_results(program: Any) -> None:
+    assert program["gemm"].size == 2 * 6 * 8 + 2 * 8 * 5 + 4 * 6 * 5
+    assert program["exact"].size == 2 * (4 * 6 * 8) + 4 * 6 * 6
+    assert program["to_filters"].size == 2 * (2 * 23 * 6 + 2 * 11 * 12 + 12 * 3 * 2) + 10
+    assert program["own"].size == 16 + 16
+    assert program["add.9"].size == 16 + 16 + 16
 
 
-def test_of_what_is_sliced_or_changed_in_place_only_that_counts(kernels: Any) -> None:
+def test_of_what_is_sliced_or_changed_in_place_only_that_counts(program: Any) -> None:
     index = 4
-    assert kernels["row"].size == 2 * 8 + index + 4 * 8
-    assert kernels["changed"].size == 4 * 8 + index + (4 * 8 + 4 * 8)
+    assert program["row"].size == 2 * 8 + index + 4 * 8
+    assert program["changed"].size == 4 * 8 + index + (4 * 8 + 4 * 8)
 
 
-def test_arithmetic_by_what_is_multiplied(kernels: Any) -> None:
-    assert kernels["gemm"].flops == {"bf16": 2 * 6 * 5 * 8}
-    assert kernels["blas"].flops == {"bf16": 2 * 6 * 5 * 8}
-    assert kernels["exact"].flops == {"f32": 2 * 6 * 6 * 8}
-    assert kernels["square"].flops == {"tf32": 2 * 3 * 3 * 4}
+def test_arithmetic_by_what_is_multiplied(program: Any) -> None:
+    assert program["gemm"].flops == {"bf16": 2 * 6 * 5 * 8}
+    assert program["blas"].flops == {"bf16": 2 * 6 * 5 * 8}
+    assert program["exact"].flops == {"f32": 2 * 6 * 6 * 8}
+    assert program["square"].flops == {"tf32": 2 * 3 * 3 * 4}
     convolution = 2 * (2 * 11 * 12) * 3 * 2  # each output: 3 taps of a group's 2 channels
     for name in ("conv", "to_filters", "to_images"):
-        assert kernels[name].flops == {"bf16": convolution}
-    assert kernels["changed"].flops == {}
-    assert [each.name for each in kernels.values() if not each.known] == ["own"]
+        assert program[name].flops == {"bf16": convolution}
+    assert program["changed"].flops == {}
+    assert [each.name for each in program.values() if not each.known] == ["own"]
 
 
 def test_cudnn_attention() -> None:
@@ -150,20 +152,20 @@ def test_cudnn_attention() -> None:
         assert kernel.flops == {"bf16": products * 2 * (2 * 3 * 16 * 16) * 8}
 
 
-def test_kernels_of_a_loop_count_as_often_as_it_runs(kernels: Any) -> None:
-    assert (kernels["square"].calls, kernels["copy.7"].calls, kernels["last"].calls) == (5, 5, 1)
+def test_kernels_of_a_loop_count_as_often_as_it_runs(program: Any) -> None:
+    assert (program["square"].calls, program["copy.7"].calls, program["last"].calls) == (5, 5, 1)
     with pytest.raises(ValueError, match="how often its loop loop runs"):
         read_kernels(PROGRAM.replace("known_trip_count", "unknown"))
 
 
-def test_where_a_kernel_comes_from(kernels: Any) -> None:
+def test_where_a_kernel_comes_from(program: Any) -> None:
     attention = "jit(step)/jvp(Encoder)/layers_0/attention/dot_general"
-    assert kernels["gemm"].source == attention
-    assert kernels["row"].source == "jit(step)/add"  # its user's
-    assert kernels["exact"].source == ""
+    assert program["gemm"].source == attention
+    assert program["row"].source == "jit(step)/add"  # its user's
+    assert program["exact"].source == ""
     names = ("gemm", "row", "conv", "own")
     kinds = ["fusion triton_nested_gemm_fusion", "fusion kLoop", "custom-call cudnn$convForward"]
-    assert [kernels[name].kind for name in names] == [*kinds, "custom-call attention_forward"]
+    assert [program[name].kind for name in names] == [*kinds, "custom-call attention_forward"]
 
 
 def test_a_text_without_an_entry_is_said() -> None:
@@ -195,7 +197,7 @@ def test_sizes_of_arrays() -> None:
 )
 def test_the_part_of_the_model(source: str, found: tuple[str, bool]) -> None:
     part, backward = found
-    assert bench_kernels.part(source) == (part, "backward" if backward else "forward")
+    assert kernels.part(source) == (part, "backward" if backward else "forward")
 
 
 def test_time_is_that_of_what_takes_longer() -> None:
@@ -205,7 +207,7 @@ def test_time_is_that_of_what_takes_longer() -> None:
         source = f"jit(s)/jvp(Encoder)/layers_{layer}/{name}/mul"
         return Kernel(f"{name}.{layer}", "fusion", source, ("f32[2]",), "f32[2]", **fields)
 
-    found = bench_kernels.summary(
+    found = kernels.summary(
         [
             kernel("norm", 0, size=200, flops={}),
             kernel("norm", 1, size=200, flops={}),
@@ -244,7 +246,7 @@ def test_products_of_our_own_kernels() -> None:
         kernel("norm_backward", qkv, result=qkv),
         kernel("another", x, result=x),
     ]
-    ours = [bench_kernels.with_own_products(each) for each in found]
+    ours = [kernels.with_own_products(each) for each in found]
     assert [each.flops for each in ours] == [
         {"bf16": 2 * product},
         {"bf16": 7 * product},
@@ -313,9 +315,7 @@ def test_programs_are_made_for_the_described_kind() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    bool(bench_target.missing("gpu")), reason="needs pip install spidr_jax[gpu-plan]"
-)
+@pytest.mark.skipif(bool(targets.missing("gpu")), reason="needs pip install spidr_jax[gpu-plan]")
 def test_a_step_compiles_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     command = [sys.executable, "-m", "spidr_jax.bench", "kernels", "--target", "h100"]

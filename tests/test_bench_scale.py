@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import tiny
 
-from spidr_jax import bench
-from spidr_jax.bench_scale import Collective, Demand, read_collectives, table
+from spidr_jax.bench import __main__ as bench
+from spidr_jax.bench.scale import Collective, Demand, read_collectives, table
 
 DEVICES, ROWS, SAMPLES = 8, 4, 3_280
 

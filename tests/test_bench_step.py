@@ -12,18 +12,10 @@ import numpy as np
 import pytest
 import tiny
 
-from spidr_jax import (
-    bench,
-    bench_memory,
-    bench_parts,
-    bench_profile,
-    bench_setup,
-    bench_step,
-    bench_target,
-    bench_timing,
-)
-from spidr_jax.bench_flops import Arithmetic, count_parts, count_step
-from spidr_jax.bench_memory import Memory
+from spidr_jax.bench import __main__ as bench
+from spidr_jax.bench import memory, profiling, setups, step_parts, steps, targets, timing
+from spidr_jax.bench.flops import Arithmetic, count_parts, count_step
+from spidr_jax.bench.memory import Memory
 from spidr_jax.model_config import ModelConfig
 from spidr_jax.train_step import StepConfig
 
@@ -136,22 +128,22 @@ def test_steps_are_timed_from_end_to_end(
     waits_at_start: bool, expected: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(waits_at_start)
-    monkeypatch.setattr(bench_timing.time, "perf_counter", lambda: machine.now)
-    assert bench_timing.durations(machine.start, 3) == expected
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: machine.now)
+    assert timing.durations(machine.start, 3) == expected
     assert machine.now == 1 + 2 + 3 + 4 + 5  # the last has ended before others have their turn
 
 
 def test_contenders_take_turns() -> None:
     order = []
 
-    def contender(name: str) -> bench_timing.Start:
+    def contender(name: str) -> timing.Start:
         def start() -> Callable[[], None]:
             order.append(name)
             return lambda: None
 
         return start
 
-    found = bench_timing.take_turns({name: contender(name) for name in "ab"}, 7)
+    found = timing.take_turns({name: contender(name) for name in "ab"}, 7)
     assert "".join(order) == 4 * ("aaaa" + "bbbb")  # 2 timed and 2 more a round
     assert {name: [len(each) for each in rounds] for name, rounds in found.items()} == {
         "a": [2, 2, 2, 2],
@@ -160,12 +152,12 @@ def test_contenders_take_turns() -> None:
 
 
 def test_the_spread_is_median_and_quartiles() -> None:
-    assert bench_timing.spread([5.0, 1.0, 2.0, 4.0, 3.0]) == (2.0, 3.0, 4.0, 5)
+    assert timing.spread([5.0, 1.0, 2.0, 4.0, 3.0]) == (2.0, 3.0, 4.0, 5)
 
 
 def test_how_many_times_as_long_others_take() -> None:
-    times = {bench_step.OURS: [[1.0, 1.0, 9.0], [2.0, 2.0, 2.0]], "other": [[3.0] * 3, [5.0] * 3]}
-    assert bench_step._ratios(times) == {"other": {"ratio": 4.0 / 2.0, "rounds": [3.0, 2.5]}}
+    times = {steps.OURS: [[1.0, 1.0, 9.0], [2.0, 2.0, 2.0]], "other": [[3.0] * 3, [5.0] * 3]}
+    assert steps._ratios(times) == {"other": {"ratio": 4.0 / 2.0, "rounds": [3.0, 2.5]}}
 
 
 @pytest.mark.parametrize(("load", "warned"), [(0.3, False), (0.5, True)])
@@ -173,17 +165,17 @@ def test_a_ratio_on_a_busy_machine_is_warned_of(load: float, warned: bool) -> No
     ours = {"lower_s": 1.0, "compile_s": 9.0, "planned_bytes": 2**30, "peak_bytes": 2**31}
     found = {
         "conditions": {"load": load, "cores": 2},
-        "contenders": {bench_step.OURS: ours},
+        "contenders": {steps.OURS: ours},
         "ratios": {"other": {"ratio": 2.0, "rounds": [1.5, 3.0]}},
         "skipped": {"third": "no compiler"},
     }
-    notes = bench_step._notes(found)
+    notes = steps._notes(found)
     assert notes[0] == "compilation: 1.0 s to trace, 9.0 s to compile"
     assert notes[1].startswith("memory: 1.00 GiB planned by the compiler; 2.00 GiB at the peak")
     assert notes[2] == "other takes 2.00 times as long (rounds 1.50 .. 3.00)"
     assert notes[-1] == "third: left out, no compiler"
     assert any(note.startswith("warning: load 0.5 on 2 cores") for note in notes) == warned
-    assert not any("warning" in note for note in bench_step._notes(found | {"ratios": {}}))
+    assert not any("warning" in note for note in steps._notes(found | {"ratios": {}}))
 
 
 # --- a run
@@ -262,7 +254,7 @@ def test_the_tables_are_printed(run: Any) -> None:
         "| ms of a step",
     ]
     (total,) = [line for line in lines if line.startswith("| sum of a step")]
-    parts = [part for part in run[0]["parts"] if part["name"] not in bench_parts.INSIDE]
+    parts = [part for part in run[0]["parts"] if part["name"] not in step_parts.INSIDE]
     milliseconds = sum(part["both_ms"] or part["forward_ms"] for part in parts)
     assert float(total.split("|")[3]) == pytest.approx(milliseconds, abs=0.006)
 
@@ -300,7 +292,7 @@ def test_time_of_operations_on_a_cpu() -> None:
     # 1000: dot.1 alone, 2000: with convolution.3, 3000: that alone, 4000: all three, 5000: it alone
     convolution = 0.5 + 1 + 1 / 3 + 1
     dots = 1 + 0.5 + 2 / 3
-    found = bench_profile.total_times(events, PROGRAM, steps=2)
+    found = profiling.total_times(events, PROGRAM, steps=2)
     assert [(each["name"], each["source"], each["calls"]) for each in found] == [
         ("convolution", "jit(step)/convs_*/conv", 0.5),
         ("dot", "jit(step)/layers_*/dense", 1.5),
@@ -327,7 +319,7 @@ def test_kernels_of_a_gpu_are_those_of_its_streams() -> None:
         event("dot_12", 2, 7_000, 200, hlo_op="command_buffer_3"),  # in a CUDA graph
         event("dot.1", 9, 0, 9_000, hlo_op="dot.1") | {"pid": 5},
     ]
-    found = bench_profile.total_times(events, PROGRAM, steps=1)
+    found = profiling.total_times(events, PROGRAM, steps=1)
     assert [(each["name"], each["source"], each["ms"]) for each in found] == [
         ("gemm_fusion_dot", "jit(step)/layers_*/dense", 4.0),
         ("MemcpyD2D", "", 0.5),
@@ -341,8 +333,8 @@ def test_kernels_of_a_gpu_are_those_of_its_streams() -> None:
 @pytest.mark.slow
 def test_memory_of_rows_is_a_line() -> None:
     config = StepConfig(model=ModelConfig(**SMALL))
-    machine = bench_target.find(None)
-    (found,) = bench_memory.bench_memory({"full": config}, machine, samples=1_205)
+    machine = targets.find(None)
+    (found,) = memory.bench_memory({"full": config}, machine, samples=1_205)
     assert found.row > 240 * 4 * 4  # what the first convolution gives, for its backward pass
     norm, dense = 2 * 8, 8 * 16 + 16 + 16 * 8 + 8
     student = 2 * (3 * 4 * 8 + 8) + norm + (8 * 24 + 8 * 8 + 8 + dense + 2 * norm)
@@ -360,8 +352,8 @@ def test_the_batches_of_devices() -> None:
         Memory("full", state=gib, fixed=2.0 * gib, row=1.5 * gib, check=1.0),
         Memory("bent", state=gib, fixed=20.0 * gib, row=1.0 * gib, check=0.9),
     ]
-    machine = bench_target.find(None)
-    text = bench_memory.table(found, machine, [16, 40], reserve=0.25, samples=235_600)
+    machine = targets.find(None)
+    text = memory.table(found, machine, [16, 40], reserve=0.25, samples=235_600)
     lines = text.splitlines()
     cells = {
         line.split("|")[1].strip() + str(i): line for i, line in enumerate(lines) if "|" in line
@@ -384,16 +376,16 @@ def test_the_batches_of_devices() -> None:
 
 def test_a_config_and_its_fields(config: str, options: None) -> None:
     changes = ["model.encoder_dropout=0", "precision=float32", "model.encoder_num_layers=3"]
-    setup = bench_setup.load(config, changes, rows=7)
+    setup = setups.load(config, changes, rows=7)
     assert (setup.rows, setup.samples, setup.frames) == (7, SAMPLES, FRAMES)
     assert setup.step_config.model.encoder_dropout == 0.0
     assert setup.step_config.model.encoder_num_layers == 3
     assert setup.step_config.dtype == jax.numpy.float32
-    assert bench_setup.load(config).rows == ROWS
+    assert setups.load(config).rows == ROWS
 
 
 def test_noise_comes_as_the_pipeline_gives_audio(config: str, options: None) -> None:
-    batch = bench_setup.draw_batch(bench_setup.load(config, samples=16_000, rows=3))
+    batch = setups.draw_batch(setups.load(config, samples=16_000, rows=3))
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
         "waveforms": ((3, 16_000), np.int16),
         "mean": ((3,), np.float32),

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from spidr_jax import bench, bench_reference, bench_setup
-from spidr_jax.bench_reference import COMPILED, EAGER
-from spidr_jax.bench_setup import Setup
-from spidr_jax.bench_step import OURS
+from spidr_jax.bench import __main__ as bench
+from spidr_jax.bench import pytorch, setups
+from spidr_jax.bench.pytorch import COMPILED, EAGER
+from spidr_jax.bench.setups import Setup
+from spidr_jax.bench.steps import OURS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("spidr")
@@ -45,8 +46,8 @@ def changes(**more: Any) -> list[str]:
 
 
 def load(*more: str) -> tuple[Setup, dict[str, Any]]:
-    setup = bench_setup.load(str(SMOKE), [*changes(), *more], ROWS, SAMPLES)
-    return setup, bench_setup.draw_batch(setup)
+    setup = setups.load(str(SMOKE), [*changes(), *more], ROWS, SAMPLES)
+    return setup, setups.draw_batch(setup)
 
 
 @pytest.mark.parametrize(
@@ -54,10 +55,10 @@ def load(*more: str) -> tuple[Setup, dict[str, Any]]:
 )
 def test_its_steps_are_those_of_the_parity_tests(kind: tuple[str, ...]) -> None:
     setup, batch = load(*kind, "optimizer.max_norm=0.2", "optimizer.warmup_steps=1")
-    model, step = bench_reference.make_step(setup, False, batch, compiled=False)
-    other, _ = bench_reference.make_step(setup, False, batch, compiled=False)
+    model, step = pytorch.make_step(setup, False, batch, compiled=False)
+    other, _ = pytorch.make_step(setup, False, batch, compiled=False)
     before = reference.tensors(other)
-    waveforms, indices = bench_reference._inputs(setup, batch)
+    waveforms, indices = pytorch._inputs(setup, batch)
     step()
     step()
     same = {"waveforms": waveforms, "indices": indices}
@@ -73,7 +74,7 @@ def test_its_steps_are_those_of_the_parity_tests(kind: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_frozen_extractor_has_no_backward_pass(frozen: bool) -> None:
     setup, batch = load()
-    model, step = bench_reference.make_step(setup, frozen, batch, compiled=False)
+    model, step = pytorch.make_step(setup, frozen, batch, compiled=False)
     reached = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -86,7 +87,7 @@ def test_a_frozen_extractor_has_no_backward_pass(frozen: bool) -> None:
 
 def test_masks_are_as_many_in_each_row() -> None:
     setup, batch = load("masking.group_rows=1")
-    waveforms, indices = bench_reference._inputs(setup, batch)
+    waveforms, indices = pytorch._inputs(setup, batch)
     np.testing.assert_allclose(waveforms.std(axis=1), 1, rtol=1e-4)
     assert indices.shape[0] == ROWS
     assert (np.diff(indices, axis=1) > 0).all()
@@ -98,7 +99,7 @@ def test_what_cannot_be_compiled_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("no C++ compiler\nand a page more")
 
     monkeypatch.setattr(torch, "compile", fail)
-    starts, skipped = bench_reference.make_steps(*load()[:1], False, load()[1], warm_up=1)
+    starts, skipped = pytorch.make_steps(*load()[:1], False, load()[1], warm_up=1)
     assert starts.keys() == {EAGER}
     assert skipped == {COMPILED: "RuntimeError: no C++ compiler"}
 

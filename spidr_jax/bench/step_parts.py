@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spidr_jax import bench_flops, codebook, masking, model, optim, teacher, train_step
-from spidr_jax.bench_setup import Setup
-from spidr_jax.bench_timing import Start, caller, durations, spread, stepper
+from spidr_jax import codebook, masking, model, optim, teacher, train_step
+from spidr_jax.bench import flops
+from spidr_jax.bench.setups import Setup
+from spidr_jax.bench.timing import Start, caller, durations, spread, stepper
 from spidr_jax.encoder import PositionalConv, SelfAttention
 from spidr_jax.train_step import TrainState
 
@@ -64,14 +65,14 @@ def bench_parts(
         steps: how often each part is timed.
         peak: the device's, in FLOP per second.
     """
-    work = bench_flops.count_parts(setup.step_config.model, setup.rows, setup.samples, frozen)
+    work = flops.count_parts(setup.step_config.model, setup.rows, setup.samples, frozen)
     return [
         dataclasses.asdict(_time(part, steps, peak, work.get(part.name)))
         for part in _parts(setup, frozen, state, batch)
     ]
 
 
-def _time(part: Part, steps: int, peak: float, work: bench_flops.Arithmetic | None) -> Cost:
+def _time(part: Part, steps: int, peak: float, work: flops.Arithmetic | None) -> Cost:
     if part.replaces:
         forward, both = _median_ms(_replacing(part), steps), None
     else:

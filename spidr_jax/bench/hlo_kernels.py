@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from spidr_jax import bench_hlo_cost
-from spidr_jax.bench_hlo import (
+from spidr_jax.bench import hlo_cost
+from spidr_jax.bench.hlo import (
     Computation,
     Instruction,
     Program,
@@ -85,15 +85,15 @@ def _kernel(
     program: Program, computation: Computation, each: Instruction, source: str, calls: int
 ) -> Kernel:
     shapes = [operand_shape(computation, operand) for operand in each.operands]
-    flops = bench_hlo_cost.flops(program, computation, each)
-    read = bench_hlo_cost.bytes_read(program, computation, each)
+    flops = hlo_cost.flops(program, computation, each)
+    read = hlo_cost.bytes_read(program, computation, each)
     return Kernel(
         name=each.name,
         kind=_kind(each),
         source=source,
         operands=tuple(first_array(shape) for shape in shapes if shape),
         result=first_array(each.shape),
-        size=read + bench_hlo_cost.bytes_written(program, computation, each),
+        size=read + hlo_cost.bytes_written(program, computation, each),
         flops=flops or {},
         known=flops is not None,
         calls=calls,

@@ -3,7 +3,7 @@
 import math
 import re
 
-from spidr_jax.bench_hlo import (
+from spidr_jax.bench.hlo import (
     Computation,
     Instruction,
     Program,

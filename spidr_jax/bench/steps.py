@@ -14,17 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from spidr_jax import (
-    bench_flops,
-    bench_memory,
-    bench_parts,
-    bench_profile,
-    bench_setup,
-    phases,
-    sharding,
-)
-from spidr_jax.bench_setup import Setup
-from spidr_jax.bench_timing import Start, measure_peak, spread, stepper, take_turns
+from spidr_jax import phases, sharding
+from spidr_jax.bench import flops, memory, profiling, setups, step_parts
+from spidr_jax.bench.setups import Setup
+from spidr_jax.bench.timing import Start, measure_peak, spread, stepper, take_turns
 from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.train_step import TrainState
 
@@ -60,14 +53,14 @@ def compile_step(setup: Setup, frozen: bool) -> Program:
     if frozen:
         state = phases.freeze(config, state)
         state = state._replace(step=state.step + config.freeze_step)
-    batch = sharding.put_batch(bench_setup.draw_batch(setup), mesh)
+    batch = sharding.put_batch(setups.draw_batch(setup), mesh)
     key = jax.random.key(0)
     begin = time.perf_counter()
     lowered = phases.jit_step(config, mesh, fsdp=False, frozen=frozen).lower(state, batch, key)
     middle = time.perf_counter()
     compiled = lowered.compile()
     seconds = middle - begin, time.perf_counter() - middle
-    return Program(compiled, state, batch, key, *seconds, bench_memory.planned_bytes(compiled))
+    return Program(compiled, state, batch, key, *seconds, memory.planned_bytes(compiled))
 
 
 def bench_step(
@@ -102,10 +95,10 @@ def bench_step(
     if steps < 1:
         raise ValueError(f"steps: {steps}, allowed is 1 or more")
     if reference:
-        from spidr_jax import bench_reference  # torch and the reference may not be there
+        from spidr_jax.bench import pytorch  # torch and the reference may not be there
 
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs room as well
-        bench_reference.check_installed()
+        pytorch.check_installed()
     conditions = _conditions(setup, frozen)
     peak = measure_peak(setup.step_config.dtype)
     program = compile_step(setup, frozen)
@@ -116,20 +109,20 @@ def bench_step(
     starts: dict[str, Start] = {OURS: ours}
     skipped: dict[str, str] = {}
     if reference:
-        theirs, skipped = bench_reference.make_steps(setup, frozen, program.batch, WARM_UP)
+        theirs, skipped = pytorch.make_steps(setup, frozen, program.batch, WARM_UP)
         starts |= theirs
     times = take_turns(starts, steps)
     if reference:
-        conditions |= bench_reference.conditions()
+        conditions |= pytorch.conditions()
     found: dict[str, Any] = {"conditions": conditions, "skipped": skipped}
     found |= _describe(setup, frozen, peak, program, times)
     say(_table(found))
     if state:
-        found["parts"] = bench_parts.bench_parts(setup, frozen, state, program.batch, steps, peak)
-        say("\n" + bench_parts.table(found["parts"]))
+        found["parts"] = step_parts.bench_parts(setup, frozen, state, program.batch, steps, peak)
+        say("\n" + step_parts.table(found["parts"]))
     if profile:
-        found["profile"] = bench_profile.profile(ours, program.compiled.as_text() or "", profile)
-        say("\n" + bench_profile.table(found["profile"]))
+        found["profile"] = profiling.profile(ours, program.compiled.as_text() or "", profile)
+        say("\n" + profiling.table(found["profile"]))
     return found
 
 
@@ -137,7 +130,7 @@ def _describe(
     setup: Setup, frozen: bool, peak: float, program: Program, times: dict[str, Rounds]
 ) -> dict[str, Any]:
     """Arithmetic, and what each contender's times say; of ours also compilation and memory."""
-    work = bench_flops.count_step(setup.step_config.model, setup.rows, setup.samples, frozen)
+    work = flops.count_step(setup.step_config.model, setup.rows, setup.samples, frozen)
     contenders: dict[str, dict[str, Any]] = {}
     for name, rounds in times.items():
         low, median, high, steps = spread([seconds for each in rounds for seconds in each])

@@ -17,7 +17,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from spidr_jax import backend, bench_scale
+from spidr_jax import backend
+from spidr_jax.bench import scale
 from spidr_jax.train_step import StepConfig, TrainState
 
 _CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
@@ -223,7 +224,7 @@ def compile_step(
     """
     mesh = Mesh(np.array([machine.device]), ("data",))
     with _described(mesh) if machine.described else contextlib.nullcontext():
-        lowered, state, _ = bench_scale.lower_step(config, mesh, rows, samples, frozen=frozen)
+        lowered, state, _ = scale.lower_step(config, mesh, rows, samples, frozen=frozen)
     on_gpu = machine.described and machine.device.platform == "gpu"
     needed = {"xla_gpu_autotune_level": "0"} if on_gpu else {}  # nothing can be tried out
     return lowered.compile({**needed, **(options or {})}), state

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from spidr_jax import bench_memory, bench_target
-from spidr_jax.bench_hlo import dims, place
-from spidr_jax.bench_hlo_kernels import Kernel, read_kernels
-from spidr_jax.bench_setup import Setup
-from spidr_jax.bench_target import Machine, Rates
+from spidr_jax.bench import memory, targets
+from spidr_jax.bench.hlo import dims, place
+from spidr_jax.bench.hlo_kernels import Kernel, read_kernels
+from spidr_jax.bench.setups import Setup
+from spidr_jax.bench.targets import Machine, Rates
 
 # what JAX adds to names of the model's parts
 _WRAPPER = re.compile(r"(?:jvp|transpose|vmap)\((.*)\)")
@@ -70,9 +70,9 @@ def bench_kernels(
     Raises:
         ValueError: no rates are known of the machine.
     """
-    rates = bench_target.rates(machine)
+    rates = targets.rates(machine)
     start = time.perf_counter()
-    compiled, _ = bench_target.compile_step(
+    compiled, _ = targets.compile_step(
         machine, setup.step_config, setup.rows, setup.samples, frozen
     )
     seconds = time.perf_counter() - start
@@ -91,8 +91,8 @@ def bench_kernels(
         "bandwidth": rates.bandwidth,
         "flops": dict(rates.flops),
         "compile_s": seconds,
-        "planned_bytes": bench_memory.planned_bytes(compiled),
-        "notes": bench_target.notes(machine),
+        "planned_bytes": memory.planned_bytes(compiled),
+        "notes": targets.notes(machine),
     }
     return {"conditions": conditions, **summary(kernels, rates)}
 

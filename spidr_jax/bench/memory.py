@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from spidr_jax import bench_target, sharding
-from spidr_jax.bench_target import Machine
+from spidr_jax import sharding
+from spidr_jax.bench import targets
+from spidr_jax.bench.targets import Machine
 from spidr_jax.train_step import StepConfig
 
 ROWS = (1, 2, 4, 8, 16)
@@ -68,7 +69,7 @@ def measure(name: str, config: StepConfig, machine: Machine, samples: int, froze
     fast = {"xla_backend_optimization_level": "0"} if machine.device.platform == "cpu" else {}
     planned = {}
     for rows in (*_MEASURED, _CHECKED):
-        compiled, state = bench_target.compile_step(machine, config, rows, samples, frozen, fast)
+        compiled, state = targets.compile_step(machine, config, rows, samples, frozen, fast)
         planned[rows] = planned_bytes(compiled)
     low, high = _MEASURED
     row = (planned[high] - planned[low]) / (high - low)
@@ -131,7 +132,7 @@ def _notes(found: Sequence[Memory], machine: Machine) -> list[str]:
             "a CPU's plan: its compiler fuses less and keeps some bfloat16 arrays as float32. "
             "--target h100 asks a GPU's compiler, also without a GPU"
         )
-    notes += bench_target.notes(machine)
+    notes += targets.notes(machine)
     return ["", *notes] if notes else []
 
 

@@ -12,7 +12,7 @@ import jax
 
 from spidr_jax import config as config_lib
 from spidr_jax import phases, sharding
-from spidr_jax.bench_setup import Setup
+from spidr_jax.bench.setups import Setup
 from spidr_jax.compilation import Programs
 from spidr_jax.data import pipeline
 from spidr_jax.data.audio import SAMPLE_RATE

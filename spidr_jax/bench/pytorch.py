@@ -18,8 +18,8 @@ import numpy as np
 
 from spidr_jax import config as config_lib
 from spidr_jax import masking, reference_config
-from spidr_jax.bench_setup import Setup
-from spidr_jax.bench_timing import Start
+from spidr_jax.bench.setups import Setup
+from spidr_jax.bench.timing import Start
 
 EAGER, COMPILED = "reference, eager", "reference, compiled"
 

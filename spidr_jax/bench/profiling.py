@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from spidr_jax.bench_hlo import place
-from spidr_jax.bench_timing import Start
+from spidr_jax.bench.hlo import place
+from spidr_jax.bench.timing import Start
 
 STEPS = 3
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(\S+) = (.*)", re.MULTILINE)
