@@ -165,6 +165,25 @@ def test_a_rows_mask_depends_on_its_seeds_and_place_alone() -> None:
     np.testing.assert_array_equal(alone, whole[some])
 
 
+def mixed(x: int) -> int:
+    """Wellons' lowbias32, in whole numbers."""
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):
+        x = (x % 2**32 ^ x % 2**32 >> shift) * factor
+    return x % 2**32
+
+
+def test_masks_are_the_hashes_of_places_and_so_stay_the_same_from_version_to_version() -> None:
+    pairs, least = np.asarray(seeds(8, 3)).tolist(), round(0.3 * 2**32)
+    hashes = [[mixed(i + a) * (b | 1) % 2**32 for i in range(40)] for a, b in pairs]
+    found = dropout.keep(seeds(8, 3), (3, 5, 8), 0.3)
+    np.testing.assert_array_equal(found, np.reshape(hashes, (3, 5, 8)) >= least)
+    factors = [[mixed(mixed(i + a) + b) | 1 for i in range(30)] for a, b in pairs]
+    queries, keys = np.split(np.reshape(factors, (3, 3, 10)), [2], axis=1)
+    products = queries[..., None] * keys[:, :, None] % 2**32
+    found = dropout.keep_weights(seeds(8, 3), (3, 2, 10, 10), 0.3)
+    np.testing.assert_array_equal(found, products >= least)
+
+
 def test_what_is_kept_is_scaled_and_the_mean_stays() -> None:
     x = jnp.full(SHAPE, 2.0)
     dropped = np.asarray(dropout.dropout(x, seeds(3), 0.2))
