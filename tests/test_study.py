@@ -22,9 +22,6 @@ from spidr_jax.study import __main__ as study
 from spidr_jax.study.plan import Study, plan, read_fields, resolve, split
 from spidr_jax.study.runs import alone, last_error, outcome
 
-# ml_collections loads a config file by it
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 CONFIG = """
 import sys
 from pathlib import Path

@@ -1,15 +1,14 @@
 """What the benchmarks of a training step measure: a config's step, on a batch of some shape."""
 
-import ast
-import runpy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from spidr_jax import config as config_lib
+from spidr_jax import config_file
 from spidr_jax.model_config import num_frames
 from spidr_jax.train_step import StepConfig
 
@@ -45,9 +44,7 @@ def load(
         FileNotFoundError: there is no such file.
         ValueError: a value is not usable; one line says which.
     """
-    config = _read(path)
-    for text in overrides:
-        _override(config, text)
+    config = config_file.read(path, config_file.parse_fields(overrides, "--set"))
     step_config = config_lib.step_config(config)
     samples = min(USUAL_SAMPLES, config.data.max_samples) if samples is None else samples
     setup = Setup(config, step_config, config.data.max_batch_samples // max(1, samples), samples)
@@ -74,33 +71,3 @@ def draw_batch(setup: Setup) -> dict[str, np.ndarray]:
         "mean": waveforms.mean(axis=1, dtype=np.float32),
         "inv_std": 1 / waveforms.std(axis=1, dtype=np.float32),
     }
-
-
-def _read(path: str) -> ConfigDict:
-    content = runpy.run_path(path)
-    if "get_config" not in content:
-        raise ValueError(f"{path}: no config file, as it has no get_config()")
-    return content["get_config"]()
-
-
-def _override(config: ConfigDict, text: str) -> None:
-    name, _, value = text.partition("=")
-    known = {field for field, _ in _leaves(config)}
-    if name not in known:
-        raise ValueError(f"--set {text}: allowed is FIELD=VALUE, with a field of the config")
-    try:
-        parsed = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        parsed = value  # such as a path
-    try:
-        config.update_from_flattened_dict({name: parsed})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"--set {text}: {error}") from None
-
-
-def _leaves(config: ConfigDict, prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for name, value in config.items():
-        nested = isinstance(value, ConfigDict)
-        found += _leaves(value, f"{prefix}{name}.") if nested else [(f"{prefix}{name}", value)]
-    return found

@@ -4,13 +4,12 @@ import itertools
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from spidr_jax import config as config_lib
+from spidr_jax import config_file
 from spidr_jax.evaluation_sets import parse_sets
 
 _OWN = {"workdir": "--out says it", "seed": "--seeds says it"}
@@ -70,8 +69,6 @@ def plan(
         ValueError: with one line that names field, value and what is allowed.
         OSError: the config file, or a file that it names, is missing.
     """
-    if not Path(file.partition(":")[0]).is_file():
-        raise FileNotFoundError(f"--config {file}: there is no such file")
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: allowed is an integer from 1")
     if twice := sorted(vary.keys() & fixed.keys()):
@@ -87,7 +84,7 @@ def plan(
         for seed in numbers:
             name = f"{folder}{',' * bool(folder)}seed={seed}"
             chosen = {**fixed, **setting, "seed": str(seed), "workdir": f"{out}/{name}"}
-            command = [sys.executable, "-m", "spidr_jax.main", *_flags(file, chosen)]
+            command = [sys.executable, "-m", "spidr_jax.main", *config_file.as_flags(file, chosen)]
             runs.append(PlannedRun(name, setting, seed, config.steps, _measured(config), command))
     kept = {**config_lib.to_dict(base), "workdir": ""}
     for field in vary:
@@ -117,37 +114,22 @@ def resolve(file: str, values: Mapping[str, str]) -> ConfigDict:
         ValueError: with one line that names field, value and what is allowed.
         OSError: a file that the config names is missing.
     """
-    argv = ["study", *_flags(file, values)]
-    known = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=known, sys_argv=argv)
-    try:
-        known(argv)
-    except (flags.Error, TypeError) as error:
-        raise ValueError(str(error)) from None
-    except (LookupError, AttributeError) as error:  # no such field; it may be told in an inner one
-        told = ", ".join(f"{field}={text}" for field, text in values.items())
-        raise ValueError(f"{told}: {config_lib.innermost(error)}") from None
-    config_lib.validate(holder.value)
-    parse_sets(holder.value.evaluation)
-    return holder.value
+    config = config_file.read(file, values)
+    config_lib.validate(config)
+    parse_sets(config.evaluation)
+    return config
 
 
 def read_fields(texts: Sequence[str], option: str) -> dict[str, str]:
-    """Read "FIELD=VALUE" of each text.
+    """`config_file.parse_fields`, of fields that are the user's to set.
 
     Raises:
-        ValueError: one is something else, a field stands twice or is not the user's to set.
+        ValueError: as it does, or a field is the study's own.
     """
-    found: dict[str, str] = {}
-    for text in texts:
-        field, equals, value = text.partition("=")
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", field) or not equals:
-            raise ValueError(f"{option} {text}: allowed is FIELD=VALUE, as codebook.decay=0.9")
+    found = config_file.parse_fields(texts, option)
+    for field in ("workdir", "seed") if option == "--vary" else ("workdir",):
         if field in found:
-            raise ValueError(f"{option} {text}: the field stands twice")
-        if field == "workdir" or (field == "seed" and option == "--vary"):
-            raise ValueError(f"{option} {text}: {_OWN[field]}")
-        found[field] = value
+            raise ValueError(f"{option} {field}={found[field]}: {_OWN[field]}")
     return found
 
 
@@ -173,10 +155,6 @@ def split(text: str) -> list[str]:
     if depth or least or quote or not all(parts):
         raise ValueError(f"{text!r}: allowed are values with commas between, as 0.9,0.99")
     return [part[1:-1] if part[0] == part[-1] and part[0] in "'\"" else part for part in parts]
-
-
-def _flags(file: str, values: Mapping[str, str]) -> list[str]:
-    return [f"--config={file}", *(f"--config.{field}={text}" for field, text in values.items())]
 
 
 def _label(setting: Mapping[str, str]) -> str:
