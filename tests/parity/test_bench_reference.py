@@ -110,8 +110,9 @@ def test_both_run_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     arguments += ["--batch", str(ROWS), "--samples", str(SAMPLES), "--steps", "4"]
     few = ("extractor_conv_layer_config=((16, 10, 5), (16, 4, 4))", "encoder_num_layers=1")
     few += ("encoder_pos_conv_depth=1", "num_codebooks=1")  # to compile
-    for change in [*changes(), *(f"model.{each}" for each in few), "precision=bfloat16"]:
-        arguments += ["--set", change]
+    all_changes = [*changes(), *(f"model.{each}" for each in few), "precision=bfloat16"]
+    for field, value in dict(each.split("=", 1) for each in all_changes).items():
+        arguments += ["--set", f"{field}={value}"]
     assert bench.main(arguments) == 0
     found = json.loads((tmp_path / "json").read_text())
     assert found["skipped"] == {}
