@@ -8,7 +8,6 @@ to every backend, before one changes it: CPUs go on in float32 where others keep
 import dataclasses
 import math
 import re
-import runpy
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from spidr_jax import compilation, phases, sharding
+from spidr_jax import compilation, config_file, phases, sharding
 from spidr_jax import config as config_lib
 from spidr_jax.train_step import StepConfig, TrainState
 
@@ -198,7 +197,7 @@ def bench_scale(
         FileNotFoundError: there is no such config.
         ValueError: a value is not usable.
     """
-    config = runpy.run_path(config_path)["get_config"]()
+    config = config_file.read(config_path, {})
     rows = rows or config.data.max_batch_samples // samples
     if rows < 1:
         raise ValueError(
