@@ -21,6 +21,7 @@ from jax.experimental.pallas import triton
 
 from spidr_jax.by_rows import by_rows
 from spidr_jax.dropout import factors, keep_pairs
+from spidr_jax.kernel_math import exp2, fma
 from spidr_jax.own_kernels import difference, run_now
 
 Q, K, V = 0, 1, 2
@@ -221,7 +222,7 @@ def _forward_kernel(
         scores = triton.dot(q, k, trans_b=True)
         scores = jnp.where((keys < length[...])[None], scores, _LOWEST)
         higher = jnp.maximum(peaks, scores.max(axis=1))
-        powers = _exp2(scores, factor, (higher * factor)[:, None], interpret)
+        powers = exp2(scores, factor, (higher * factor)[:, None], interpret)
         shrink = jnp.exp2((peaks - higher) * factor)
         totals = totals * shrink + powers.sum(axis=1)
         their_factors = _load_scalars(key_factors, i * BLOCK, frames)
@@ -272,11 +273,11 @@ def _backward_kernel(
             along(_load_scalars(query_factors, first_query, frames)),
             across(_load_scalars(key_factors, first_key, frames)),
         )
-        powers = _exp2(scores, _scale(q) * _BITS, levels_here, interpret)
+        powers = exp2(scores, _scale(q) * _BITS, levels_here, interpret)
         if not keys_first:  # else they do not meet
             powers = jnp.where(is_key(first_key)[None], powers, 0)
         dropped = _zero(powers, *factors_here, rate)
-        slopes = dropped * slopes - powers * sums_here
+        slopes = fma(dropped, slopes, powers * -sums_here, interpret)
         return dropped.astype(v.dtype), slopes.astype(q.dtype)
 
     def take_queries(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> Any:
@@ -320,24 +321,6 @@ def _load_scalars(ref: Any, start: Any, frames: int, other: float = 0) -> jax.Ar
 
 def _scale(q: jax.Array) -> float:
     return float(q.shape[-1] ** -0.5)
-
-
-def _exp2(x: jax.Array, factor: float, less: jax.Array, interpret: bool) -> jax.Array:
-    """Two to the x factor - less, in two instructions where `jnp` takes six.
-
-    Those are for the sake of results below 2^-126, and since XLA fuses no product with a sum.
-    """
-    if interpret:
-        return jnp.exp2(x * factor - less)
-    scale = np.float32(factor).view(np.uint32)
-    return triton.elementwise_inline_asm(
-        "{ .reg .f32 x; neg.f32 x, $2; "
-        f"fma.rn.f32 x, $1, 0f{scale:08X}, x; ex2.approx.ftz.f32 $0, x; }}",
-        args=[x, jnp.broadcast_to(less, x.shape)],
-        constraints="=f,f,f",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
-    )[0]
 
 
 def _zero(x: jax.Array, query: jax.Array, key: jax.Array, rate: float) -> jax.Array:

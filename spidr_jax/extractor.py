@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from spidr_jax.first_layer import first_layer, own_kernel
 from spidr_jax.model_config import ModelConfig, num_frames
 from spidr_jax.norm import LayerNorm
 from spidr_jax.ops import gelu, instance_norm, uniform_init
@@ -43,15 +44,20 @@ class Conv(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        fan_in = x.shape[-1] * self.kernel
+    def weights(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
+        """Kernel [K, C, D] for so many channels C, and bias [D]."""
+        fan_in = channels * self.kernel
         init = nn.initializers.normal(math.sqrt(2 / fan_in))
-        kernel = self.param("kernel", init, (self.kernel, x.shape[-1], self.channels))
-        x = convolve(x, kernel.astype(self.dtype), self.stride)
+        kernel = self.param("kernel", init, (self.kernel, channels, self.channels))
         if not self.use_bias:
-            return x
-        bias = self.param("bias", uniform_init(1 / math.sqrt(fan_in)), (self.channels,))
-        return x + bias.astype(self.dtype)
+            return kernel, None
+        init = uniform_init(1 / math.sqrt(fan_in))
+        return kernel, self.param("bias", init, (self.channels,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, bias = self.weights(x.shape[-1])
+        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        return x if bias is None else x + bias.astype(self.dtype)
 
 
 class InstanceNorm(nn.Module):
@@ -67,7 +73,10 @@ class InstanceNorm(nn.Module):
 
 
 class ConvLayerBlock(nn.Module):
-    """Convolution without padding, the norm that the mode asks for, GELU."""
+    """Convolution without padding, the norm that the mode asks for, GELU.
+
+    The first layer hears waveforms, [B, S, 1], and is one kernel where it can be.
+    """
 
     channels: int
     kernel: int
@@ -78,9 +87,16 @@ class ConvLayerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, frame_mask: jax.Array | None) -> jax.Array:
-        x = Conv(self.channels, self.kernel, self.stride, self.use_bias, self.dtype, name="conv")(x)
+        size = self.channels, self.kernel, self.stride
+        conv = Conv(*size, self.use_bias, self.dtype, name="conv")
         if self.norm == "layer_norm":
-            return LayerNorm(gelu=True, name="layer_norm")(x)
+            norm = LayerNorm(gelu=True, name="layer_norm")
+            hears = x.shape[-1] == 1 and not self.use_bias
+            if hears and own_kernel(self.kernel, self.channels, self.dtype):
+                kernel, vectors = conv.weights(1)[0][:, 0], norm.weights(self.channels)
+                return first_layer(x[..., 0], kernel, *vectors, self.stride, self.dtype)
+            return norm(conv(x))
+        x = conv(x)
         if self.norm == "group_norm":
             x = InstanceNorm(self.dtype, name="layer_norm")(x, frame_mask)
         return gelu(x)
@@ -95,7 +111,7 @@ class FeatureExtractor(nn.Module):
 
     @nn.compact
     def __call__(self, waveforms: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-        x = waveforms[..., None].astype(self.dtype)  # [B, S, 1]
+        x = waveforms[..., None]  # [B, S, 1]
         block_class = nn.remat(ConvLayerBlock) if self.remat else ConvLayerBlock
         layers = self.config.extractor_conv_layer_config
         for i, (channels, kernel, stride) in enumerate(layers):

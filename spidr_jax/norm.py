@@ -12,6 +12,13 @@ class LayerNorm(nn.Module):
     gelu: bool = False
 
     @nn.compact
+    def weights(self, width: int) -> tuple[jax.Array, jax.Array]:
+        """Scale and bias [D]."""
+        return (
+            self.param("scale", nn.initializers.ones, (width,)),
+            self.param("bias", nn.initializers.zeros, (width,)),
+        )
+
     def __call__(
         self,
         x: jax.Array,
@@ -19,8 +26,7 @@ class LayerNorm(nn.Module):
         seeds: jax.Array | None = None,
         rate: float = 0.0,
     ) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale, bias = self.weights(x.shape[-1])
         if residual is not None:
             return add_layer_norm(residual, x, scale, bias, seeds, rate)
         return (layer_norm_gelu if self.gelu else layer_norm)(x, scale, bias)

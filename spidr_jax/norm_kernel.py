@@ -4,7 +4,6 @@ Each reads and writes its arrays once. XLA's backward pass reads them twice, and
 longer than its memory traffic. B batch, T frames, D width, P programs an utterance.
 """
 
-import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -16,8 +15,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from spidr_jax import kernel_math
 from spidr_jax.by_rows import by_rows
 from spidr_jax.dropout import keep_at
+from spidr_jax.kernel_math import fma
 from spidr_jax.own_kernels import difference, run_now
 
 EPSILON = 1e-5
@@ -101,7 +102,7 @@ def _forward_call(
     def call(*arrays: jax.Array) -> list[jax.Array]:
         x = arrays[0]
         scalars = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
-        kernel = partial(_forward_kernel, gelu=gelu)
+        kernel = partial(_forward_kernel, gelu=gelu, interpret=interpret)
         results = [x, scalars, scalars]
         return _run("norm_forward", kernel, (True, *there), arrays, results, interpret)
 
@@ -119,7 +120,7 @@ def _backward_call(
     def call(*arrays: jax.Array) -> list[jax.Array]:
         x = arrays[0]
         sums = jax.ShapeDtypeStruct((x.shape[0], _programs(x), x.shape[2]), jnp.float32)
-        kernel = partial(_backward_kernel, rate=rate, gelu=gelu)
+        kernel = partial(_backward_kernel, rate=rate, gelu=gelu, interpret=interpret)
         results = [x, x if seeds else None, sums if scale else None, sums if bias else None]
         return _run("norm_backward", kernel, (*[True] * 4, *there), arrays, results, interpret)
 
@@ -182,6 +183,7 @@ def _forward_kernel(
     inverses_ref: Any,
     *,
     gelu: bool,
+    interpret: bool,
 ) -> None:
     columns, real = _columns(x_ref)
     scale, bias = _load(scale_ref), _load(bias_ref)
@@ -192,8 +194,8 @@ def _forward_kernel(
         mean = x.sum() * share
         centred = jnp.where(real, x - mean, 0)
         inverse = lax.rsqrt((centred * centred).sum() * share + EPSILON)
-        y = _affine(centred * inverse, scale, bias)
-        y = y * _distribution(y)[0] if gelu else y
+        y = _affine(centred * inverse, scale, bias, interpret)
+        y = kernel_math.gelu(y, interpret) if gelu else y
         triton.store(y_ref.at[*place, columns], y.astype(y_ref.dtype), mask=real)
         triton.store(means_ref.at[*place], mean)
         triton.store(inverses_ref.at[*place], inverse)
@@ -217,6 +219,7 @@ def _backward_kernel(
     *,
     rate: float,
     gelu: bool,
+    interpret: bool,
 ) -> None:
     columns, real = _columns(x_ref)
     scale, bias = _load(scale_ref), _load(bias_ref)
@@ -229,11 +232,12 @@ def _backward_kernel(
         inverse = triton.load(inverses_ref.at[*place])
         standard = jnp.where(real, (x - triton.load(means_ref.at[*place])) * inverse, 0)
         if gelu:
-            g *= _gelu_slope(_affine(standard, scale, bias))
-        sums = sums[0] + g * standard, sums[1] + g
+            g *= kernel_math.gelu_slope(_affine(standard, scale, bias, interpret), interpret)
+        sums = fma(g, standard, sums[0], interpret), sums[1] + g
         g = g if scale is None else g * scale
         means = g.sum() * share, (g * standard).sum() * share
-        gradient = (inverse * (g - means[0] - standard * means[1])).astype(gradient_ref.dtype)
+        gradient = inverse * fma(standard, -means[1], g - means[0], interpret)
+        gradient = gradient.astype(gradient_ref.dtype)
         triton.store(gradient_ref.at[*place, columns], gradient, mask=real)
         if seeds is not None:
             index = (place[1] * x_ref.shape[2] + columns).astype(jnp.uint32)
@@ -290,30 +294,11 @@ def _each_frame(refs: tuple[Any, ...], compute: Callable[..., Any], carry: Any) 
     return lax.fori_loop(0, pl.cdiv(frames - program, programs), step, (load(program), carry))[1]
 
 
-def _affine(x: Row, scale: Row | None, bias: Row | None) -> Row:
+def _affine(x: Row, scale: Row | None, bias: Row | None, interpret: bool) -> Row:
+    if scale is not None and bias is not None:
+        return fma(x, scale, bias, interpret)
     x = x if scale is None else x * scale
     return x if bias is None else x + bias
-
-
-def _gelu_slope(x: Row) -> Row:
-    below, power = _distribution(x)
-    return below + x * power * (1 / math.sqrt(2 * math.pi))
-
-
-def _distribution(x: Row) -> tuple[Row, Row]:
-    """The normal distribution function to 1e-7, and exp(-x^2 / 2), without erf or a division.
-
-    Pallas' Triton has no erf, and its division takes ten instructions. Source: Abramowitz and
-    Stegun, 7.1.26.
-    """
-    power = jnp.exp2(x * x * (-0.5 * math.log2(math.e)))
-    from_one = 1 + 0.3275911 * math.sqrt(0.5) * jnp.abs(x)
-    t = lax.rsqrt(from_one * from_one)
-    series = t * (0.5 * 1.061405429)
-    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        series = (series + 0.5 * coefficient) * t
-    tail = series * power  # of the distribution, beyond |x|
-    return jnp.where(x < 0, tail, 1 - tail), power
 
 
 def largest_error(

@@ -243,6 +243,8 @@ def test_products_of_our_own_kernels() -> None:
         kernel("attention_backward", qkv, "s32[2]", result=qkv),
         kernel("grouped_conv", x, "f32[1,42,40]", result="f32[4,5,40]"),
         kernel("grouped_conv_kernel_gradient", x, "f32[4,5,40]", result="f32[2,4,3,64,16]"),
+        kernel("first_layer_forward", x, "f32[24,32]", result="f32[4,5,32]"),
+        kernel("first_layer_backward", x, "f32[24,32]", result="f32[4,3,24,32]"),
         kernel("norm_backward", qkv, result=qkv),
         kernel("another", x, result=x),
     ]
@@ -252,10 +254,12 @@ def test_products_of_our_own_kernels() -> None:
         {"bf16": 7 * product},
         {"f32": 2 * (4 * frames) * 42 * 40},
         {"f32": 2 * (4 * frames) * 4 * 3 * 64 * 16},
+        {"f32": 2 * (4 * frames) * 24 * 32},
+        {"f32": 3 * 2 * (4 * frames) * 24 * 32},
         {},
         {},
     ]
-    assert [each.known for each in ours] == [True, True, True, True, True, False]
+    assert [each.known for each in ours] == [True] * 7 + [False]
 
 
 # --- what to compile for

@@ -1,0 +1,192 @@
+"""The first layer as one product, its kernels interpreted, against convolution, norm and GELU."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spidr_jax import first_layer, first_layer_kernel, kernel_math, own_kernels, plain
+from spidr_jax.extractor import FeatureExtractor, convolve
+from spidr_jax.model_config import ModelConfig
+
+# samples, taps, stride, channels: base's layer but for its channels; one frame; several programs
+SIZES = [(1003, 10, 5, 24), (10, 10, 5, 24), (1500, 4, 3, 200)]
+INTERPRETED = SimpleNamespace(
+    forward=partial(first_layer_kernel.forward, interpret=True),
+    gradients=partial(first_layer_kernel.gradients, interpret=True),
+)
+Arrays = tuple[jax.Array, ...]
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_kernels, "load", lambda *_: INTERPRETED)
+
+
+def draw(size: tuple[int, int, int, int]) -> tuple[jax.Array, Arrays, jax.Array]:
+    """Waveforms; kernel, scale and bias; the gradient of the output."""
+    samples, taps, stride, channels = size
+    keys = jax.random.split(jax.random.key(samples), 4)
+    waveforms = 0.3 + jax.random.normal(keys[0], (2, samples))
+    kernel = jax.random.normal(keys[1], (taps, channels))
+    vectors = 0.3 + jax.random.normal(keys[2], (2, channels))
+    g = jax.random.normal(keys[3], (2, (samples - taps) // stride + 1, channels))
+    return waveforms, (kernel, *vectors), g
+
+
+def ours(waveforms: jax.Array, weights: Arrays, g: jax.Array, stride: int, dtype: Any) -> Arrays:
+    def run(*weights: jax.Array) -> jax.Array:
+        return first_layer.first_layer(waveforms, *weights, stride, dtype)
+
+    value, back = jax.vjp(run, *weights)
+    return value, *back(g.astype(dtype))
+
+
+def theirs(waveforms: jax.Array, weights: Arrays, g: jax.Array, stride: int, dtype: Any) -> Arrays:
+    def run(kernel: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        x = convolve(waveforms[..., None].astype(dtype), kernel[:, None].astype(dtype), stride)
+        return plain.layer_norm_gelu(x, scale, bias)
+
+    value, back = jax.vjp(run, *weights)
+    return value, *back(g.astype(dtype))
+
+
+def errors(found: Arrays, truth: Arrays) -> list[float]:
+    pairs = [[np.asarray(x, np.float64) for x in pair] for pair in zip(found, truth, strict=True)]
+    return [float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_value_and_gradients_are_autodiffs_in_float32(
+    size: tuple[int, int, int, int], interpreted: None
+) -> None:
+    arguments = *draw(size), size[2], jnp.float32
+    found, truth = ours(*arguments), theirs(*arguments)
+    assert [each.shape for each in found] == [each.shape for each in truth]
+    assert max(errors(found, truth)) < 1e-5
+
+
+@pytest.mark.parametrize("size", SIZES[::2])
+def test_bfloat16_is_as_exact_as_the_convolution(
+    size: tuple[int, int, int, int], interpreted: None
+) -> None:
+    arguments = *draw(size), size[2]
+    truth = theirs(*arguments, jnp.float32)
+    found, other = (errors(each(*arguments, jnp.bfloat16), truth) for each in (ours, theirs))
+    assert all(mine <= 1.2 * theirs for mine, theirs in zip(found, other, strict=True))
+
+
+def test_bfloat16_is_more_exact_where_samples_are_alike(interpreted: None) -> None:
+    """A voice's harmonics, and kernels that hear no constant, as trained ones."""
+    _, (kernel, *vectors), g = draw(SIZES[0])
+    time = np.arange(SIZES[0][0]) / 16_000
+    voice = sum(np.sin(2 * np.pi * 120 * i * time + i) / i for i in range(1, 12))
+    waveforms = jnp.asarray(np.stack([voice, voice[::-1]]), jnp.float32)
+    weights = kernel - kernel.mean(axis=0), *vectors
+    truth = theirs(waveforms, weights, g, 5, jnp.float32)
+    found, other = (
+        errors(each(waveforms, weights, g, 5, jnp.bfloat16), truth) for each in (ours, theirs)
+    )
+    assert all(mine < 0.7 * theirs for mine, theirs in zip(found, other, strict=True))
+
+
+def test_silence_is_the_bias_rounded_once(interpreted: None) -> None:
+    _, weights, g = draw(SIZES[0])
+    silence = jnp.zeros((2, SIZES[0][0]))
+    value, *gradients = jax.jit(ours, static_argnums=(3, 4))(silence, weights, g, 5, jnp.bfloat16)
+    expected = plain.gelu(weights[2]).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(value, np.broadcast_to(expected, value.shape))
+    assert all(np.isfinite(each).all() for each in gradients)
+
+
+ON_TWO_DEVICES = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from spidr_jax import own_kernels
+from test_first_layer import INTERPRETED, SIZES, draw, ours
+
+own_kernels.load = lambda *_: INTERPRETED
+mesh = Mesh(np.array(jax.devices()), ("data",))
+rows, whole = (NamedSharding(mesh, PartitionSpec(axes)) for axes in ("data", None))
+waveforms, weights, g = draw(SIZES[0])
+step = jax.jit(lambda *arrays: ours(*arrays, 5, jnp.float32))
+put = jax.device_put
+arguments = put(waveforms, rows), put(weights, whole), put(g, rows)
+compiled = step.lower(*arguments).compile()
+assert "all-gather" not in compiled.as_text()
+alone = step(waveforms, weights, g)
+for split, expected in zip(compiled(*arguments), alone, strict=True):
+    assert split.sharding.is_equivalent_to(rows if split.ndim == 3 else whole, split.ndim)
+    np.testing.assert_allclose(split, expected, rtol=1e-5, atol=1e-4)
+"""
+
+
+def test_two_devices_compute_the_same_each_for_its_own_row() -> None:
+    subprocess.run([sys.executable, "-c", ON_TWO_DEVICES], cwd=Path(__file__).parent, check=True)
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]:
+    """Ask for the kernel, in a type, as if there were a GPU, which only interprets."""
+    right = first_layer_kernel.largest_error
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(first_layer_kernel, "largest_error", lambda *a: right(*a, interpret=True))
+    yield lambda dtype: first_layer.own_kernel(10, 24, dtype)
+    own_kernels.load.cache_clear()
+    for each in (first_layer_kernel._forward_call, first_layer_kernel._backward_call):
+        each.cache_clear()
+
+
+def test_a_kernel_that_agrees_is_taken(load: Callable[[Any], Any]) -> None:
+    assert load(jnp.bfloat16) is first_layer_kernel
+    assert load(jnp.float32) is None
+
+
+def test_a_kernel_with_another_slope_is_not_taken(
+    load: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernel_math, "gelu_slope", kernel_math.gelu)
+    assert load(jnp.bfloat16) is None
+    said = capsys.readouterr().out
+    assert said.startswith("first layer without a kernel of its own: its results are off by 0.")
+
+
+LAYERS = [(24, 10, 5), (24, 3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "takes"),
+    [({}, True), ({"extractor_conv_bias": True}, False), ({"extractor_mode": "group_norm"}, False)],
+)
+def test_the_extractor_takes_it_for_waveforms_under_layer_norm(
+    fields: dict[str, Any], takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = FeatureExtractor(
+        ModelConfig(extractor_conv_layer_config=LAYERS, **fields), jnp.float32
+    )
+    waveforms = draw(SIZES[0])[0]
+    params = extractor.init(jax.random.key(0), waveforms)
+    expected = extractor.apply(params, waveforms)
+    asked = set()
+
+    def load(name: str, _: str, *arguments: Any) -> Any:
+        if name != "first layer":
+            return None
+        asked.add(arguments)
+        return INTERPRETED
+
+    monkeypatch.setattr(own_kernels, "load", load)
+    found = extractor.apply(params, waveforms)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert asked == ({(jnp.float32, 10, 24, jnp.float32)} if takes else set())
