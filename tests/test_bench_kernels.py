@@ -244,7 +244,7 @@ def test_products_of_our_own_kernels() -> None:
         kernel("grouped_conv", x, "f32[1,42,40]", result="f32[4,5,40]"),
         kernel("grouped_conv_kernel_gradient", x, "f32[4,5,40]", result="f32[2,4,3,64,16]"),
         kernel("first_layer_forward", x, "f32[24,32]", result="f32[4,5,32]"),
-        kernel("first_layer_backward", x, "f32[24,32]", result="f32[4,3,24,32]"),
+        kernel("first_layer_backward", x, "f32[24,32]", "f32[4,5,32]", result="f32[4,3,24,32]"),
         kernel("norm_backward", qkv, result=qkv),
         kernel("another", x, result=x),
     ]

@@ -32,8 +32,8 @@ _NO_PART = re.compile(
 _OWN_PRODUCTS: dict[str, Callable[..., int]] = {
     "attention_forward": lambda qkv, *_: 2 * _attention(*qkv),
     "attention_backward": lambda qkv, *_: 7 * _attention(*qkv),  # 4 for keys, 3 for queries
-    "first_layer_forward": lambda x, weights, _: x[0] * x[1] * math.prod(weights),
-    "first_layer_backward": lambda x, weights, _: 3 * x[0] * x[1] * math.prod(weights),
+    "first_layer_forward": lambda x, weights, *_: x[0] * x[1] * math.prod(weights),
+    "first_layer_backward": lambda x, weights, *_: 3 * x[0] * x[1] * math.prod(weights),
     "norm_forward": lambda *_: 0,
     "norm_backward": lambda *_: 0,
     "grouped_conv": lambda x, kernel, y: y[0] * y[1] * math.prod(kernel),
