@@ -18,7 +18,7 @@ def attention(
 ) -> jax.Array:
     """Attend from every frame to the valid ones.
 
-    Without dropout this is cuDNN's flash attention, else a kernel of ours, where they run.
+    This is a kernel of ours where it runs; else, without dropout, cuDNN's flash attention.
 
     Args:
         qkv: queries, keys and values [B, T, 3, H, d].
@@ -31,15 +31,16 @@ def attention(
         [B, T, H, d]; the softmax is float32.
     """
     rows, frames, _, heads, width = qkv.shape
-    q, k, v = (qkv[:, :, i] for i in range(3))
-    if (seeds is None or rate == 0) and flash_runs((frames, heads, width), qkv.dtype):
-        return _flash(q, k, v, frame_mask)
+    if rate == 0 or seeds is None:
+        seeds, rate = None, 0.0
     dtype = qkv.dtype
     if own := own_kernels.load("attention", "attention_kernel", dtype, width, dtype, _attention):
         lengths = jnp.full(rows, frames) if frame_mask is None else frame_mask.sum(axis=1)
-        if seeds is None:
-            seeds, rate = jnp.zeros((rows, 2), jnp.uint32), 0.0
+        seeds = jnp.zeros((rows, 2), jnp.uint32) if seeds is None else seeds
         return own.attention(qkv, lengths.astype(jnp.int32), seeds, rate)
+    q, k, v = (qkv[:, :, i] for i in range(3))
+    if seeds is None and flash_runs((frames, heads, width), dtype):
+        return _flash(q, k, v, frame_mask)
     return _attention(q, k, v, frame_mask, seeds, rate)
 
 

@@ -49,13 +49,13 @@ def attention(
     Returns:
         [B, T, H, d]; softmax and sums are float32.
     """
-    return _forward(qkv, lengths, seeds, rate, interpret)[0]
+    return _calls(rate, interpret)[0](qkv, lengths, seeds)[0]
 
 
 def _forward(
     qkv: jax.Array, lengths: jax.Array, seeds: jax.Array, rate: float, interpret: bool
 ) -> tuple[jax.Array, Saved]:
-    output, wide, levels = _calls(rate, interpret)[0](qkv, lengths, seeds)
+    output, wide, levels = _calls(rate, interpret)[1](qkv, lengths, seeds)
     return output, (qkv, lengths, seeds, wide, levels)
 
 
@@ -65,7 +65,7 @@ def _backward(
     qkv, lengths, seeds, wide, levels = saved
     sums = (g.astype(jnp.float32) * wide).sum(axis=-1).swapaxes(1, 2)  # [B, H, T]
     sums *= 1 - rate
-    gradient = _calls(rate, interpret)[1](qkv, lengths, seeds, g, levels, sums)
+    gradient = _calls(rate, interpret)[2](qkv, lengths, seeds, g, levels, sums)
     return gradient, None, None
 
 
@@ -104,29 +104,37 @@ def largest_error(
 
 
 @cache
-def _calls(rate: float, interpret: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The two kernels, for each device's rows."""
+def _calls(rate: float, interpret: bool) -> tuple[Callable[..., Any], ...]:
+    """The kernels, for each device's rows: forward, forward for gradients, backward."""
+
+    def split(call: Callable[..., Any], arrays: str, **more: Any) -> Callable[..., Any]:
+        options = {"rate": rate, "interpret": interpret, **more}
+        return by_rows(lambda *each: call(*each, **options), f"b t c h d, b, b s{arrays}")
+
     return (
-        by_rows(
-            lambda *arrays: _call_forward(*arrays, rate=rate, interpret=interpret),
-            "b t c h d, b, b s -> b u e f, b v i j, b k l",
-        ),
-        by_rows(
-            lambda *arrays: _call_backward(*arrays, rate=rate, interpret=interpret),
-            "b t c h d, b, b s, b u e f, b k l, b m n -> b v g i j",
-        ),
+        split(_call_forward, " -> b u e f", saves=False),
+        split(_call_forward, " -> b u e f, b v i j, b k l", saves=True),
+        split(_call_backward, ", b u e f, b k l, b m n -> b v g i j"),
     )
 
 
 def _call_forward(
-    qkv: jax.Array, lengths: jax.Array, seeds: jax.Array, *, rate: float, interpret: bool
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The output [B, T, H, d] in the type of qkv and in float32, and the scores' levels [B, H, T].
+    qkv: jax.Array,
+    lengths: jax.Array,
+    seeds: jax.Array,
+    *,
+    saves: bool,
+    rate: float,
+    interpret: bool,
+) -> list[jax.Array]:
+    """The output [B, T, H, d] in the type of qkv; for gradients also in float32, and the levels.
 
-    A level is the binary logarithm of the sum of a query's exponentiated scores.
+    A level, of [B, H, T], is the binary logarithm of the sum of a query's exponentiated scores.
     """
     rows, frames, _, heads, width = qkv.shape
     output = jax.ShapeDtypeStruct((rows, frames, heads, width), qkv.dtype)
+    levels = jax.ShapeDtypeStruct((rows, heads, frames), jnp.float32)
+    results = 3 if saves else 1
     return pl.pallas_call(
         partial(_forward_kernel, frames=frames, rate=rate, interpret=interpret),
         grid=(rows, heads, pl.cdiv(frames, BLOCK)),
@@ -136,12 +144,8 @@ def _call_forward(
             _spec_scalars(frames),
             _spec_keys(frames),
         ],
-        out_specs=[*[_spec_output(frames, width)] * 2, _spec_scalars(frames)],
-        out_shape=[
-            output,
-            output.update(dtype=jnp.float32),
-            jax.ShapeDtypeStruct((rows, heads, frames), jnp.float32),
-        ],
+        out_specs=[*[_spec_output(frames, width)] * 2, _spec_scalars(frames)][:results],
+        out_shape=[output, output.update(dtype=jnp.float32), levels][:results],
         compiler_params=_COMPILER,
         interpret=interpret,
         name="attention_forward",
@@ -207,8 +211,8 @@ def _spec_keys(frames: int) -> pl.BlockSpec:
 
 
 def _forward_kernel(
-    qkv: Any, length: Any, query_factors: Any, key_factors: Any, output: Any, wide: Any,
-    levels: Any, *, frames: int, rate: float, interpret: bool,
+    qkv: Any, length: Any, query_factors: Any, key_factors: Any, output: Any, *saved: Any,
+    frames: int, rate: float, interpret: bool,
 ) -> None:  # fmt: skip
     start = pl.program_id(2) * BLOCK
     q, is_frame = _load(qkv, start, frames, Q)
@@ -239,8 +243,10 @@ def _forward_kernel(
     sums /= (totals * (1 - rate))[:, None]
     place = pl.ds(start, BLOCK)
     triton.store(output.at[place], sums.astype(output.dtype), mask=is_frame[:, None])
-    triton.store(wide.at[place], sums, mask=is_frame[:, None])
-    triton.store(levels.at[place], peaks * factor + jnp.log2(totals), mask=is_frame)
+    if saved:
+        wide, levels = saved
+        triton.store(wide.at[place], sums, mask=is_frame[:, None])
+        triton.store(levels.at[place], peaks * factor + jnp.log2(totals), mask=is_frame)
 
 
 def _backward_kernel(

@@ -245,8 +245,7 @@ def notes(machine: Machine) -> list[str]:
     lines = ["planned by the device's own compiler, without the device"]
     if machine.device.platform == "gpu":
         lines[0] += (
-            ": without trials, so that products are XLA's kernels where a GPU may choose "
-            "cuBLAS's, and attention without dropout is our kernel where there it is cuDNN's"
+            ": without trials, so that products are XLA's kernels where a GPU may choose cuBLAS's"
         )
     return lines
 
