@@ -35,7 +35,7 @@ class GroupedConv(nn.Module):
         shape = (self.width, channels // self.groups, channels)
         kernel = self.param("kernel", init, shape).astype(self.dtype)
         bias = self.param("bias", init, (channels,)).astype(self.dtype)
-        return grouped_conv(x.astype(self.dtype), kernel) + bias
+        return grouped_conv(x.astype(self.dtype), kernel, bias)
 
 
 class PositionalConv(nn.Module):

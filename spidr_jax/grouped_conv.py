@@ -11,24 +11,30 @@ from spidr_jax.by_rows import by_rows
 
 
 @jax.custom_vjp
-def grouped_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve [B, T, C] with a kernel [K, C / groups, D], K // 2 zeros at either end.
+def grouped_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Convolve [B, T, C] with a kernel [K, C / groups, D], K // 2 zeros at either end, and add [D].
 
     Returns:
-        [B, T, D] for odd K, [B, T + 1, D] for even K. Nothing but the kernel's gradient is
-        communicated where B is split over devices.
+        [B, T, D] for odd K, [B, T + 1, D] for even K. Nothing but the gradients of kernel and bias
+        is communicated where B is split over devices.
     """
-    return _forward(x, kernel)[0]
+    return _forward(x, kernel, bias)[0]
 
 
-def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     own = _own_kernel(x, kernel)
-    return own.forward(x, kernel) if own else _by_rows(x, kernel), (x, kernel)
+    output = own.forward(x, kernel, bias) if own else _by_rows(x, kernel) + bias
+    return output, (x, kernel)
 
 
-def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(
+    saved: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     own = _own_kernel(*saved)
-    return own.gradients(*saved, g) if own else _gradients_by_rows(*saved, g)
+    gradients = own.gradients(*saved, g) if own else _gradients_by_rows(*saved, g)
+    return *gradients, g.sum(axis=(0, 1))
 
 
 grouped_conv.defvjp(_forward, _backward)
@@ -36,7 +42,11 @@ grouped_conv.defvjp(_forward, _backward)
 
 def _own_kernel(x: jax.Array, kernel: jax.Array) -> ModuleType | None:
     name, module, groups = "grouped convolution", "grouped_conv_kernel", _groups(x, kernel)
-    return own_kernels.load(name, module, x.dtype, kernel.shape, groups, x.dtype, _conv)
+    return own_kernels.load(name, module, x.dtype, kernel.shape, groups, x.dtype, _plain)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return _conv(x, kernel) + bias
 
 
 def _groups(x: jax.Array, kernel: jax.Array) -> int:

@@ -29,16 +29,17 @@ OUTPUTS, WINDOW, STEP, ROWS = 128, 256, 64, 4
 CORRELATE = triton.CompilerParams(num_warps=8, num_stages=3)
 
 
-def forward(x: jax.Array, kernel: jax.Array, interpret: bool = False) -> jax.Array:
+def forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, interpret: bool = False) -> jax.Array:
     """`grouped_conv.grouped_conv`, in the type of x, summed in float32.
 
     Args:
         x: [B, T, C].
         kernel: [K, C / G, D].
+        bias: [D].
         interpret: have JAX compute the kernels step by step, on any device, for tests.
     """
     taps = len(kernel)
-    return _convolve(x, kernel, taps // 2, x.shape[1] + (taps % 2 == 0), interpret)
+    return _convolve(x, kernel, bias, taps // 2, x.shape[1] + (taps % 2 == 0), interpret)
 
 
 def gradients(
@@ -50,7 +51,7 @@ def gradients(
     split = kernel[::-1].reshape(taps, channels, groups, -1).transpose(0, 3, 2, 1)
     back = split.reshape(taps, -1, groups * channels)
     return (
-        _convolve(g, back, taps - 1 - taps // 2, x.shape[1], interpret),
+        _convolve(g, back, jnp.zeros_like(x[0, 0]), taps - 1 - taps // 2, x.shape[1], interpret),
         _correlation(taps, channels, interpret)(x, g).astype(kernel.dtype),
     )
 
@@ -64,37 +65,38 @@ def largest_error(
         shape: of the convolution's kernel, [K, C / G, D].
         groups: G.
         dtype: of all arrays.
-        plain: what they should compute, from x and kernel.
+        plain: what they should compute, from x, kernel and bias.
         interpret: as for `forward`.
     """
     taps, channels, outputs = shape
     draw = np.random.default_rng(0)
     x = draw.standard_normal((2, 300, channels * groups)).astype(dtype)
     kernel = draw.standard_normal(shape).astype(dtype)
+    bias = draw.standard_normal(outputs).astype(dtype)
     g = draw.standard_normal((2, 300 + (taps % 2 == 0), outputs)).astype(dtype)
 
-    def error(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-        expected, back = jax.vjp(plain, x, kernel)
-        found = [forward(x, kernel, interpret), *gradients(x, kernel, g, interpret)]
-        return difference(found, [expected, *back(g)])
+    def error(x: jax.Array, kernel: jax.Array, bias: jax.Array, g: jax.Array) -> jax.Array:
+        expected, back = jax.vjp(plain, x, kernel, bias)
+        found = [forward(x, kernel, bias, interpret), *gradients(x, kernel, g, interpret)]
+        return difference(found, [expected, *back(g)[:2]])
 
-    return run_now(error, x, kernel, g)
+    return run_now(error, x, kernel, bias, g)
 
 
 def _convolve(
-    x: jax.Array, kernel: jax.Array, left: int, frames: int, interpret: bool
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, left: int, frames: int, interpret: bool
 ) -> jax.Array:
     """The first [B, frames, D] of a convolution that starts `left` zeros before x [B, T, C]."""
     taps, channels, outputs = kernel.shape
     flat = kernel.reshape(1, taps * channels, outputs)
-    return _convolution(channels, left, frames, interpret)(x, flat)
+    return _convolution(channels, left, frames, interpret)(x, flat, bias)
 
 
 @cache
 def _convolution(channels: int, left: int, frames: int, interpret: bool) -> Any:
-    """A function of x [B, T, C] and a kernel [1, K * C / G, D]: [B, frames, D]."""
+    """A function of x [B, T, C], a kernel [1, K * C / G, D] and a bias [D]: [B, frames, D]."""
 
-    def call(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def call(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         rows, _, inputs = x.shape
         outputs = kernel.shape[2]
         groups = inputs // channels
@@ -104,15 +106,16 @@ def _convolution(channels: int, left: int, frames: int, interpret: bool) -> Any:
             in_specs=[
                 pl.BlockSpec((1, *x.shape[1:]), lambda b, g, i: (b, 0, 0)),
                 pl.BlockSpec(kernel.shape, lambda b, g, i: (0, 0, 0)),
+                pl.BlockSpec(bias.shape, lambda b, g, i: (0,)),
             ],
             out_specs=pl.BlockSpec((None, frames, outputs), lambda b, g, i: (b, 0, 0)),
             out_shape=jax.ShapeDtypeStruct((rows, frames, outputs), x.dtype),
             compiler_params=CONVOLVE,
             interpret=interpret,
             name="grouped_conv",
-        )(x, kernel)
+        )(x, kernel, bias)
 
-    return by_rows(call, "b t c, l k d -> b s e", whole=(1,))
+    return by_rows(call, "b t c, l k d, f -> b s e", whole=(1, 2))
 
 
 class _Tile(NamedTuple):
@@ -178,7 +181,7 @@ def _steps(size: int, at_once: int) -> int:
 
 
 def _convolve_kernel(
-    x: Any, kernel: Any, output: Any, *, channels: int, own: int, left: int
+    x: Any, kernel: Any, bias: Any, output: Any, *, channels: int, own: int, left: int
 ) -> None:
     group, start = pl.program_id(1), pl.program_id(2) * FRAMES
     size, (frames, _) = kernel.shape[1], output.shape
@@ -191,8 +194,10 @@ def _convolve_kernel(
         windows = _windows(x, 0, first, places, group, channels, size)
         return total + triton.dot(weights, windows, trans_a=True, trans_b=True)
 
-    zeros = jnp.zeros((outputs.size, FRAMES), jnp.float32)
-    total = jax.lax.fori_loop(0, _steps(size, PLACES), add, zeros)
+    place = bias.at[pl.ds(group * own, outputs.size)]
+    start_from = triton.load(place, mask=outputs[0] < own, other=0).astype(jnp.float32)
+    total = jnp.broadcast_to(start_from[:, None], (outputs.size, FRAMES))
+    total = jax.lax.fori_loop(0, _steps(size, PLACES), add, total)
     is_frame = start + jnp.arange(FRAMES) < frames
     place = output.at[pl.ds(start, FRAMES), pl.ds(group * own, outputs.size)]
     triton.store(place, total.T.astype(output.dtype), mask=is_frame[:, None] & (outputs < own))

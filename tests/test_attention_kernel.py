@@ -58,7 +58,10 @@ def errors(found: tuple[jax.Array, ...], truth: tuple[jax.Array, ...]) -> list[f
 @pytest.mark.parametrize("frames", LENGTHS)
 def test_value_and_gradients_are_the_plain_ones_in_float32(frames: int, rate: float) -> None:
     arguments = draw(frames, jnp.float32)
-    assert max(errors(ours(*arguments, rate), theirs(*arguments, rate))) < 1e-5
+    found = ours(*arguments, rate)
+    assert max(errors(found, theirs(*arguments, rate))) < 1e-5
+    alone = attention_kernel.attention(*arguments[:3], rate, True)  # asked for no gradient
+    np.testing.assert_array_equal(alone, found[0])
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])

@@ -18,8 +18,8 @@ from spidr_jax import grouped_conv_kernel
 from spidr_jax.grouped_conv import grouped_conv
 
 
-def plain(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
-    """Each group's convolution, frame by frame: a sum over the kernel's positions."""
+def plain(x: jax.Array, kernel: jax.Array, bias: jax.Array, groups: int) -> jax.Array:
+    """Each group's convolution, frame by frame: a sum over the kernel's positions; and a bias."""
     width, channels, features = kernel.shape
     padded = jnp.pad(x, ((0, 0), (width // 2, width // 2), (0, 0)))
     frames = padded.shape[1] - width + 1
@@ -32,16 +32,17 @@ def plain(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
             for k in range(width)
         ]
         outputs.append(sum(taps))
-    return jnp.concatenate(outputs, axis=-1)
+    return jnp.concatenate(outputs, axis=-1) + bias
 
 
 @pytest.mark.parametrize(("width", "groups"), [(5, 4), (4, 2), (3, 1)])
 def test_value_and_gradients_are_those_of_the_sum(width: int, groups: int) -> None:
-    keys = jax.random.split(jax.random.key(0), 3)
+    keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], (3, 11, 8))
     kernel = jax.random.normal(keys[1], (width, 8 // groups, 12))
-    ours, ours_back = jax.vjp(grouped_conv, x, kernel)
-    theirs, theirs_back = jax.vjp(lambda x, kernel: plain(x, kernel, groups), x, kernel)
+    bias = jax.random.normal(keys[3], (12,))
+    ours, ours_back = jax.vjp(grouped_conv, x, kernel, bias)
+    theirs, theirs_back = jax.vjp(partial(plain, groups=groups), x, kernel, bias)
     assert ours.shape == (3, 11 + (width % 2 == 0), 12)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     g = jax.random.normal(keys[2], ours.shape)
@@ -65,15 +66,16 @@ def test_the_gpu_kernels_compute_the_same(
 ) -> None:
     tile = grouped_conv_kernel._tile(*shape[:2], shape[2] // groups)
     assert -(-shape[0] // (tile.shifts * tile.taps)) == programs
-    keys = jax.random.split(jax.random.key(0), 3)
+    keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], (*size, groups * shape[1]))
     kernel = jax.random.normal(keys[1], shape)
-    value, back = jax.vjp(lambda x, kernel: plain(x, kernel, groups), x, kernel)
+    bias = jax.random.normal(keys[3], shape[2:])
+    value, back = jax.vjp(partial(plain, groups=groups), x, kernel, bias)
     g = jax.random.normal(keys[2], value.shape)
-    found = grouped_conv_kernel.forward(x, kernel, interpret=True)
+    found = grouped_conv_kernel.forward(x, kernel, bias, interpret=True)
     np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-4)
     gradients = grouped_conv_kernel.gradients(x, kernel, g, interpret=True)
-    for own, other in zip(gradients, back(g), strict=True):
+    for own, other in zip(gradients, back(g)[:2], strict=True):
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-3)
 
 
@@ -104,9 +106,9 @@ def compare_two_devices() -> None:
 
 def test_bfloat16_stays() -> None:
     x, kernel = jnp.ones((2, 6, 4), jnp.bfloat16), jnp.ones((3, 2, 4), jnp.bfloat16)
-    value, back = jax.vjp(grouped_conv, x, kernel)
+    value, back = jax.vjp(grouped_conv, x, kernel, kernel[0, 0])
     assert value.dtype == jnp.bfloat16
-    assert [g.dtype for g in back(value)] == [jnp.bfloat16, jnp.bfloat16]
+    assert [g.dtype for g in back(value)] == [jnp.bfloat16] * 3
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ KERNEL = 5, 6, 12  # taps, channels of a group, outputs: of two groups
 # name, and what `load` is asked for
 KERNELS: dict[str, tuple[Any, ...]] = {
     "attention": ("attention_kernel", 16, jnp.bfloat16, attention._attention),
-    "convolution": ("grouped_conv_kernel", KERNEL, 2, jnp.bfloat16, grouped_conv._conv),
+    "convolution": ("grouped_conv_kernel", KERNEL, 2, jnp.bfloat16, grouped_conv._plain),
 }
 
 
@@ -89,14 +89,15 @@ def test_kernels_that_do_not_run_are_said_once_and_replaced(
     seeds = jnp.asarray(draw.integers(2**32, size=(2, 2)), jnp.uint32)
     x = jnp.asarray(draw.standard_normal((2, 7, 12)), jnp.bfloat16)
     kernel = jnp.asarray(draw.standard_normal(KERNEL), jnp.bfloat16)
+    bias = jnp.asarray(draw.standard_normal(KERNEL[2]), jnp.bfloat16)
     for _ in range(2):
         attended = attention.attention(qkv, None, seeds, 0.3)
-        convolved, back = jax.vjp(grouped_conv.grouped_conv, x, kernel)
+        convolved, back = jax.vjp(grouped_conv.grouped_conv, x, kernel, bias)
         back(convolved)
     q, k, v = (qkv[:, :, i] for i in range(3))
     for found, expected in (
         (attended, plain.attention(q, k, v, None, seeds, 0.3)),
-        (convolved, grouped_conv._conv(x, kernel)),
+        (convolved, grouped_conv._plain(x, kernel, bias)),
     ):
         np.testing.assert_allclose(
             np.asarray(found, np.float32), np.asarray(expected, np.float32), rtol=0.05, atol=0.05
@@ -134,7 +135,7 @@ def test_the_model_calls_the_kernels_with_what_they_take(monkeypatch: pytest.Mon
         for function, arguments in (
             (lambda qkv: attention.attention(qkv, mask, seeds, 0.3), (qkv,)),
             (lambda qkv: attention.attention(qkv, None, None, 0.3), (qkv,)),
-            (grouped_conv.grouped_conv, (x, kernel)),
+            (grouped_conv.grouped_conv, (x, kernel, jnp.arange(KERNEL[2]) / 4)),
         ):
             value, back = jax.vjp(function, *arguments)
             found += [value, *back(value)]

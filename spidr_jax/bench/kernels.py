@@ -36,7 +36,7 @@ _OWN_PRODUCTS: dict[str, Callable[..., int]] = {
     "first_layer_backward": lambda x, weights, *_: 3 * x[0] * x[1] * math.prod(weights),
     "norm_forward": lambda *_: 0,
     "norm_backward": lambda *_: 0,
-    "grouped_conv": lambda x, kernel, y: y[0] * y[1] * math.prod(kernel),
+    "grouped_conv": lambda x, kernel, bias, y: y[0] * y[1] * math.prod(kernel),
     "grouped_conv_kernel_gradient": lambda x, g, y: g[0] // y[0] * g[1] * math.prod(y),
 }
 
