@@ -10,19 +10,25 @@ out=${1:?a folder for the results}
 manifest=${2:-}
 mkdir -p "$out/trials"
 export PYTHONUNBUFFERED=1
-export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_per_fusion_autotune_cache_dir=$out/trials"
+flags=${XLA_FLAGS:-}
+export XLA_FLAGS="$flags --xla_gpu_per_fusion_autotune_cache_dir=$out/trials"
+export TF_CPP_MIN_LOG_LEVEL=0 TF_CPP_VMODULE=autotuner=2,config_assigner=2,config_runner=2 # when each trial ran
 
-bench() { # NAME COMMAND ARGUMENTS...: goes on after a failure
+bench() { # NAME COMMAND ARGUMENTS...: goes on after a failure; what XLA says goes to NAME.err
     local name=$1 command=$2
     shift 2
     echo "== $name"
-    python3 -m spidr_jax.bench "$command" "$@" --json "$out/$name.json" 2>&1 | tee "$out/$name.log" || true
+    python3 -m spidr_jax.bench "$command" "$@" --json "$out/$name.json" 2>"$out/$name.err" |
+        tee "$out/$name.log" || tail -n 5 "$out/$name.err"
 }
 
 base=(--batch 16 --samples 235600)
 bench step step "${base[@]}" --profile "$out/trace"
 bench frozen step "${base[@]}" --frozen --profile "$out/trace_frozen"
 bench reference step "${base[@]}" --reference
+for flag in xla_gpu_blas_max_algorithms=16 xla_gpu_experimental_enable_fusion_autotuner=false; do
+    XLA_FLAGS="$flags --$flag" bench "${flag%%=*}" step "${base[@]}" # what fewer trials save and cost
+done
 bench kernels kernels "${base[@]}" --program "$out/step.hlo"
 bench flash step "${base[@]}" --set model.encoder_attention_dropout=0
 bench remat step "${base[@]}" --set memory.remat=True
