@@ -30,7 +30,7 @@ for flag in xla_gpu_blas_max_algorithms=16 xla_gpu_experimental_enable_fusion_au
     XLA_FLAGS="$flags --$flag" bench "${flag%%=*}" step "${base[@]}" # what fewer trials save and cost
 done
 bench kernels kernels "${base[@]}" --program "$out/step.hlo"
-bench flash step "${base[@]}" --set model.encoder_attention_dropout=0
+bench no_attention_dropout step "${base[@]}" --set model.encoder_attention_dropout=0
 bench remat step "${base[@]}" --set memory.remat=True
 bench parts step "${base[@]}" --parts
 bench memory memory
