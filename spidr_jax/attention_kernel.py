@@ -90,15 +90,20 @@ def largest_error(
     qkv = draw.standard_normal((2, 200, 3, 2, width)).astype(dtype)
     g = draw.standard_normal((2, 200, 2, width)).astype(dtype)
 
-    def ours(qkv: jax.Array) -> jax.Array:
-        return attention(qkv, lengths, seeds, 0.1, interpret)
+    def ours(qkv: jax.Array, rate: float = 0.1) -> jax.Array:
+        return attention(qkv, lengths, seeds, rate, interpret)
 
-    def theirs(qkv: jax.Array) -> jax.Array:
-        return plain(*(qkv[:, :, i] for i in range(3)), frame_mask, seeds, 0.1)
+    def theirs(qkv: jax.Array, rate: float = 0.1) -> jax.Array:
+        return plain(*(qkv[:, :, i] for i in range(3)), frame_mask, seeds if rate else None, rate)
 
     def error(qkv: jax.Array, g: jax.Array) -> jax.Array:
         (found, back), (expected, plain_back) = jax.vjp(ours, qkv), jax.vjp(theirs, qkv)
-        return difference([found, *back(g)], [expected, *plain_back(g)])
+        pairs = [
+            (found, expected),
+            (back(g)[0], plain_back(g)[0]),
+            (ours(qkv, 0.0), theirs(qkv, 0.0)),
+        ]
+        return difference(*zip(*pairs, strict=True))
 
     return run_now(error, qkv, g)
 

@@ -75,7 +75,7 @@ class InstanceNorm(nn.Module):
 class ConvLayerBlock(nn.Module):
     """Convolution without padding, the norm that the mode asks for, GELU.
 
-    The first layer hears waveforms, [B, S, 1], and is one kernel where it can be.
+    The layer that hears waveforms, [B, S, 1], is one kernel where it can be.
     """
 
     channels: int
@@ -84,6 +84,7 @@ class ConvLayerBlock(nn.Module):
     norm: str  # "layer_norm", "group_norm" or "none"
     use_bias: bool
     dtype: Any
+    hears_waveforms: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, frame_mask: jax.Array | None) -> jax.Array:
@@ -91,8 +92,8 @@ class ConvLayerBlock(nn.Module):
         conv = Conv(*size, self.use_bias, self.dtype, name="conv")
         if self.norm == "layer_norm":
             norm = LayerNorm(gelu=True, name="layer_norm")
-            hears = x.shape[-1] == 1 and not self.use_bias
-            if hears and own_kernel(self.kernel, self.channels, self.dtype):
+            alone = self.hears_waveforms and not self.use_bias
+            if alone and own_kernel(self.kernel, self.channels, self.dtype):
                 kernel, vectors = conv.weights(1)[0][:, 0], norm.weights(self.channels)
                 return first_layer(x[..., 0], kernel, *vectors, self.stride, self.dtype)
             return norm(conv(x))
@@ -129,6 +130,7 @@ class FeatureExtractor(nn.Module):
                 norm,
                 self.config.extractor_conv_bias,
                 self.dtype,
+                i == 0,
                 name=f"conv_layers_{i}",
             )
             x = block(x, frame_mask)

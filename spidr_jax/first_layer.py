@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from spidr_jax import own_kernels
-from spidr_jax.ops import EPSILON
+from spidr_jax.ops import EPSILON, gelu
 
 Saved = Any
 _product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -40,7 +40,7 @@ def first_layer(
     """GELU of the LayerNorm of a convolution of waveforms, without padding.
 
     Args:
-        waveforms: float32 [B, S], which get no gradient.
+        waveforms: float32 [B, S].
         kernel: float32 [K, D].
         scale: float32 [D], of the norm.
         bias: float32 [D], of the norm.
@@ -51,10 +51,10 @@ def first_layer(
         [B, (S - K) // stride + 1, D]. In 16 bits it is nearer to the truth than the convolution,
         where neighbouring samples are as alike as in speech.
     """
-    return _forward(waveforms, kernel, scale, bias, stride, dtype)[0]
+    return _layer(waveforms, kernel, scale, bias, stride, dtype)[0]
 
 
-def _forward(
+def _layer(
     waveforms: jax.Array,
     kernel: jax.Array,
     scale: jax.Array,
@@ -63,11 +63,8 @@ def _forward(
     dtype: Any,
 ) -> tuple[jax.Array, Saved]:
     taps, channels = kernel.shape
-    windows = _product(_windows(waveforms, taps, stride), _basis(taps))
     centred = _product(_basis(taps).T, kernel - kernel.mean(axis=1, keepdims=True))
-    covariance = _product(centred, centred.T) / channels
-    variance = (_product(windows, covariance) * windows).sum(axis=-1, keepdims=True)
-    standard = windows * lax.rsqrt(jnp.maximum(variance, 0) + EPSILON)
+    standard = _standardise(waveforms, centred, stride)
     x = jnp.pad(standard, [(0, 0), (0, 0), (0, 2)], constant_values=1).astype(dtype)
     kept = lax.reduce_precision(bias, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
     weights = jnp.stack([*centred * scale, kept, bias - kept]).astype(dtype)
@@ -75,25 +72,57 @@ def _forward(
     return y, (x, weights, centred, scale)
 
 
-def _backward(stride: int, dtype: Any, saved: Saved, g: jax.Array) -> tuple[jax.Array | None, ...]:
+def _standardise(waveforms: jax.Array, centred: jax.Array, stride: int) -> jax.Array:
+    """Windows [B, T, K], as cosines, by the deviation of their products with the kernel [K, D]."""
+    taps, channels = centred.shape
+    last = (waveforms.shape[1] - taps) // stride * stride
+    windows = [waveforms[:, i : i + last + 1 : stride] for i in range(taps)]
+    turned = _product(jnp.stack(windows, axis=-1), _basis(taps))
+    covariance = _product(centred, centred.T) / channels
+    variance = (_product(turned, covariance) * turned).sum(axis=-1, keepdims=True)
+    return turned * lax.rsqrt(jnp.maximum(variance, 0) + EPSILON)
+
+
+def _forward(
+    waveforms: Any, kernel: Any, scale: Any, bias: Any, stride: int, dtype: Any
+) -> tuple[jax.Array, Saved]:
+    y, saved = _layer(waveforms.value, kernel.value, scale.value, bias.value, stride, dtype)
+    return y, (saved, waveforms.value if waveforms.perturbed else None)
+
+
+def _backward(stride: int, dtype: Any, saved: Saved, g: Any) -> tuple[jax.Array | None, ...]:
     """Of kernel, scale and bias: through the product, and through the deviation of its windows."""
-    x, weights, centred, scale = saved
+    (x, weights, centred, scale), waveforms = saved
     taps, channels = centred.shape
     sums, scales = own_kernel(taps, channels, dtype).gradients(x, weights, g, taps)
-    x = x[..., :taps].astype(jnp.float32)
-    moments = (scales[..., None, None] * x[..., None] * x[..., None, :]).sum(axis=(0, 1))
+    terms = x[..., :taps].astype(jnp.float32)
+    moments = (scales[..., None, None] * terms[..., None] * terms[..., None, :]).sum(axis=(0, 1))
     gradient = sums[:taps] * scale - _product(moments, centred) / channels
     gradient = _product(_basis(taps), gradient - gradient.mean(axis=1, keepdims=True))
-    return None, gradient, (sums[:taps] * centred).sum(axis=0), sums[taps]
+    return (
+        None if waveforms is None else _of_waveforms(waveforms, x, weights, centred, stride, g),
+        gradient,
+        (sums[:taps] * centred).sum(axis=0),
+        sums[taps],
+    )
 
 
-first_layer.defvjp(_forward, _backward)
+def _of_waveforms(
+    waveforms: jax.Array,
+    x: jax.Array,
+    weights: jax.Array,
+    centred: jax.Array,
+    stride: int,
+    g: jax.Array,
+) -> jax.Array:
+    """The gradient that training does not ask for, by products of [B, T, D] in memory."""
+    x, weights, g = (each.astype(jnp.float32) for each in (x, weights, g))
+    (slopes,) = jax.vjp(gelu, _product(x, weights))[1](g)
+    standardise = partial(_standardise, centred=centred, stride=stride)
+    return jax.vjp(standardise, waveforms)[1](_product(slopes, weights[: len(centred)].T))[0]
 
 
-def _windows(waveforms: jax.Array, taps: int, stride: int) -> jax.Array:
-    """What each frame hears, [B, T, K]."""
-    last = (waveforms.shape[1] - taps) // stride * stride
-    return jnp.stack([waveforms[:, i : i + last + 1 : stride] for i in range(taps)], axis=-1)
+first_layer.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _basis(taps: int) -> np.ndarray:

@@ -51,7 +51,7 @@ def gradients(
         float32 [K, D]; and the gradient of the logarithm of each frame's scale, float32 [B, T].
     """
     sums, scales = _backward_call(scaled, interpret)(*_pad(x, weights), g)
-    return sums.sum(axis=(0, 1))[: len(weights)], scales.sum(axis=1)
+    return sums[: len(weights)], scales
 
 
 def largest_error(taps: int, channels: int, dtype: Any, interpret: bool = False) -> float:
@@ -112,7 +112,7 @@ def _backward_call(scaled: int, interpret: bool) -> Any:
         chunks = pl.cdiv(weights.shape[1], CHANNELS)
         programs = min(max(PROGRAMS // (rows * chunks), 1), int(pl.cdiv(frames, FRAMES)))
         shapes = (rows, programs, *weights.shape), (rows, chunks, frames)
-        return pl.pallas_call(
+        sums, scales = pl.pallas_call(
             partial(_backward_kernel, scaled=scaled, interpret=interpret),
             grid=(rows, programs, chunks),
             out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
@@ -120,8 +120,9 @@ def _backward_call(scaled: int, interpret: bool) -> Any:
             interpret=interpret,
             name="first_layer_backward",
         )(x, weights, g)
+        return sums.sum(axis=(0, 1)), scales.sum(axis=1)  # here: other devices have other programs
 
-    return by_rows(call, "b t k, l d, b u e -> b p m f, b c s", whole=(1,))
+    return by_rows(call, "b t k, l d, b u e -> m f, b s", whole=(1,), summed=(0,))
 
 
 def _forward_kernel(x: Any, weights: Any, y: Any, *, interpret: bool) -> None:

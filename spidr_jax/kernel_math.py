@@ -37,7 +37,7 @@ def exp2(x: jax.Array, factor: float, less: Any, interpret: bool) -> jax.Array:
 
 
 def gelu(x: jax.Array, interpret: bool) -> jax.Array:
-    """Exact GELU of float32 x, to 1e-7: max(x, 0) less |x| times the distribution beyond |x|."""
+    """Exact GELU of finite x, to 1e-7: max(x, 0) less |x| times the distribution beyond |x|."""
     if interpret:
         series, power = _beyond(x)
         return jnp.maximum(x, 0) - jnp.abs(x) * power * series

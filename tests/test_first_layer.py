@@ -17,8 +17,9 @@ from spidr_jax import first_layer, first_layer_kernel, kernel_math, own_kernels,
 from spidr_jax.extractor import FeatureExtractor, convolve
 from spidr_jax.model_config import ModelConfig
 
-# samples, taps, stride, channels: base's layer but for its channels; one frame; several programs
-SIZES = [(1003, 10, 5, 24), (10, 10, 5, 24), (1500, 4, 3, 200)]
+# samples, taps, stride, channels: base's layer but for its channels; one frame of many taps, whose
+# stride is longer; several programs, each of several blocks of frames
+SIZES = [(1003, 10, 5, 24), (17, 16, 20, 24), (1500, 4, 3, 200)]
 INTERPRETED = SimpleNamespace(
     forward=partial(first_layer_kernel.forward, interpret=True),
     gradients=partial(first_layer_kernel.gradients, interpret=True),
@@ -27,8 +28,12 @@ Arrays = tuple[jax.Array, ...]
 
 
 @pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(own_kernels, "load", lambda *_: INTERPRETED)
+    monkeypatch.setattr(first_layer_kernel, "PROGRAMS", 16)  # two a chunk of channels and row
+    first_layer_kernel._backward_call.cache_clear()
+    yield
+    first_layer_kernel._backward_call.cache_clear()
 
 
 def draw(size: tuple[int, int, int, int]) -> tuple[jax.Array, Arrays, jax.Array]:
@@ -42,21 +47,20 @@ def draw(size: tuple[int, int, int, int]) -> tuple[jax.Array, Arrays, jax.Array]
     return waveforms, (kernel, *vectors), g
 
 
-def ours(waveforms: jax.Array, weights: Arrays, g: jax.Array, stride: int, dtype: Any) -> Arrays:
-    def run(*weights: jax.Array) -> jax.Array:
-        return first_layer.first_layer(waveforms, *weights, stride, dtype)
-
-    value, back = jax.vjp(run, *weights)
-    return value, *back(g.astype(dtype))
+def ours(waveforms: jax.Array, weights: Arrays, stride: int, dtype: Any) -> jax.Array:
+    return first_layer.first_layer(waveforms, *weights, stride, dtype)
 
 
-def theirs(waveforms: jax.Array, weights: Arrays, g: jax.Array, stride: int, dtype: Any) -> Arrays:
-    def run(kernel: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-        x = convolve(waveforms[..., None].astype(dtype), kernel[:, None].astype(dtype), stride)
-        return plain.layer_norm_gelu(x, scale, bias)
+def theirs(waveforms: jax.Array, weights: Arrays, stride: int, dtype: Any) -> jax.Array:
+    kernel, *vectors = weights
+    x = convolve(waveforms[..., None].astype(dtype), kernel[:, None].astype(dtype), stride)
+    return plain.layer_norm_gelu(x, *vectors)
 
-    value, back = jax.vjp(run, *weights)
-    return value, *back(g.astype(dtype))
+
+def run(layer: Any, waveforms: jax.Array, weights: Arrays, g: jax.Array, *rest: Any) -> Arrays:
+    """The layer's value, and the gradients of its weights."""
+    value, back = jax.vjp(lambda weights: layer(waveforms, weights, *rest), weights)
+    return value, *back(g.astype(value.dtype))[0]
 
 
 def errors(found: Arrays, truth: Arrays) -> list[float]:
@@ -69,7 +73,7 @@ def test_value_and_gradients_are_autodiffs_in_float32(
     size: tuple[int, int, int, int], interpreted: None
 ) -> None:
     arguments = *draw(size), size[2], jnp.float32
-    found, truth = ours(*arguments), theirs(*arguments)
+    found, truth = (run(each, *arguments) for each in (ours, theirs))
     assert [each.shape for each in found] == [each.shape for each in truth]
     assert max(errors(found, truth)) < 1e-5
 
@@ -79,8 +83,8 @@ def test_bfloat16_is_as_exact_as_the_convolution(
     size: tuple[int, int, int, int], interpreted: None
 ) -> None:
     arguments = *draw(size), size[2]
-    truth = theirs(*arguments, jnp.float32)
-    found, other = (errors(each(*arguments, jnp.bfloat16), truth) for each in (ours, theirs))
+    truth = run(theirs, *arguments, jnp.float32)
+    found, other = (errors(run(each, *arguments, jnp.bfloat16), truth) for each in (ours, theirs))
     assert all(mine <= 1.2 * theirs for mine, theirs in zip(found, other, strict=True))
 
 
@@ -91,20 +95,46 @@ def test_bfloat16_is_more_exact_where_samples_are_alike(interpreted: None) -> No
     voice = sum(np.sin(2 * np.pi * 120 * i * time + i) / i for i in range(1, 12))
     waveforms = jnp.asarray(np.stack([voice, voice[::-1]]), jnp.float32)
     weights = kernel - kernel.mean(axis=0), *vectors
-    truth = theirs(waveforms, weights, g, 5, jnp.float32)
-    found, other = (
-        errors(each(waveforms, weights, g, 5, jnp.bfloat16), truth) for each in (ours, theirs)
-    )
+    arguments = waveforms, weights, g, 5
+    truth = run(theirs, *arguments, jnp.float32)
+    found, other = (errors(run(each, *arguments, jnp.bfloat16), truth) for each in (ours, theirs))
     assert all(mine < 0.7 * theirs for mine, theirs in zip(found, other, strict=True))
 
 
 def test_silence_is_the_bias_rounded_once(interpreted: None) -> None:
     _, weights, g = draw(SIZES[0])
     silence = jnp.zeros((2, SIZES[0][0]))
-    value, *gradients = jax.jit(ours, static_argnums=(3, 4))(silence, weights, g, 5, jnp.bfloat16)
+    jitted = jax.jit(run, static_argnums=(0, 4, 5))
+    value, *gradients = jitted(ours, silence, weights, g, 5, jnp.bfloat16)
     expected = plain.gelu(weights[2]).astype(jnp.bfloat16)
     np.testing.assert_array_equal(value, np.broadcast_to(expected, value.shape))
     assert all(np.isfinite(each).all() for each in gradients)
+
+
+def test_waveforms_get_their_gradient_where_it_is_asked_for(interpreted: None) -> None:
+    waveforms, weights, g = draw(SIZES[0])
+    found, truth = (
+        jax.vjp(lambda x, each=each: each(x, weights, 5, jnp.float32), waveforms)[1](g)
+        for each in (ours, theirs)
+    )
+    assert errors(found, truth)[0] < 1e-5
+
+
+def test_all_products_outside_the_kernel_are_full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    waveforms, weights, g = draw(SIZES[0])
+    without_products = SimpleNamespace(
+        forward=lambda x, weights: jnp.zeros_like(g),
+        gradients=lambda x, weights, g, scaled: (jnp.zeros(weights.shape), jnp.zeros(x.shape[:2])),
+    )
+    monkeypatch.setattr(own_kernels, "load", lambda *_: without_products)
+
+    def total(waveforms: jax.Array, weights: Arrays) -> jax.Array:
+        return ours(waveforms, weights, 5, jnp.float32).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(total, (0, 1)))(waveforms, weights))
+    products = [each[:300] for each in text.split(" dot_general[")[1:]]
+    assert len(products) > 8
+    assert all("HIGHEST" in each for each in products)
 
 
 ON_TWO_DEVICES = """
@@ -113,14 +143,15 @@ jax.config.update("jax_num_cpu_devices", 2)
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from spidr_jax import own_kernels
-from test_first_layer import INTERPRETED, SIZES, draw, ours
+from spidr_jax import first_layer_kernel, own_kernels
+from test_first_layer import INTERPRETED, SIZES, draw, ours, run
 
 own_kernels.load = lambda *_: INTERPRETED
+first_layer_kernel.PROGRAMS = 2  # for one device's row two, for both rows one each
 mesh = Mesh(np.array(jax.devices()), ("data",))
 rows, whole = (NamedSharding(mesh, PartitionSpec(axes)) for axes in ("data", None))
 waveforms, weights, g = draw(SIZES[0])
-step = jax.jit(lambda *arrays: ours(*arrays, 5, jnp.float32))
+step = jax.jit(lambda *arrays: run(ours, *arrays, 5, jnp.float32))
 put = jax.device_put
 arguments = put(waveforms, rows), put(weights, whole), put(g, rows)
 compiled = step.lower(*arguments).compile()

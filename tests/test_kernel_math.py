@@ -36,8 +36,9 @@ PTX: dict[str, Callable[..., Any]] = {
 }
 
 
-def run_ptx(asm: str, *, args: Any, **_: Any) -> list[jax.Array]:
+def run_ptx(asm: str, *, args: Any, constraints: str, **_: Any) -> list[jax.Array]:
     """Compute what a few instructions do with arrays of float32."""
+    assert constraints == "=f" + ",f" * len(args)
     values: dict[str, Any] = {f"${i}": np.asarray(each) for i, each in enumerate(args, 1)}
     match = re.fullmatch(r"\{ \.reg \.f32 ([\w, ]+); (.*) \}", asm)
     assert match

@@ -151,8 +151,8 @@ def test_flash_attention_gets_the_same_arguments_as_the_plain_one(
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     monkeypatch.setattr(attention, "flash_runs", lambda shape, dtype: True)
     q, k, v = draw([HEAD] * 3, jnp.float32)
-    for frame_mask in (None, MASK):
-        found = attention.attention(jnp.stack([q, k, v], 2), frame_mask, None, 0.3)
+    for frame_mask, seeds, rate in ((None, None, 0.3), (MASK, SEEDS, 0.0)):
+        found = attention.attention(jnp.stack([q, k, v], 2), frame_mask, seeds, rate)
         expected = plain.attention(q, k, v, frame_mask, None, 0.0)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert asked == ["cudnn", "cudnn"]
