@@ -318,8 +318,13 @@ def test_programs_are_made_for_the_described_kind() -> None:
     assert backend.kind() == "cpu"
 
 
+needs_gpu_plan = pytest.mark.skipif(
+    bool(targets.missing("gpu")), reason="needs pip install spidr_jax[gpu-plan]"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(bool(targets.missing("gpu")), reason="needs pip install spidr_jax[gpu-plan]")
+@needs_gpu_plan
 def test_a_step_compiles_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     command = [sys.executable, "-m", "spidr_jax.bench", "kernels", "--target", "h100"]
@@ -340,3 +345,33 @@ def test_a_step_compiles_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     norms = [each for each in found["groups"] if "teacher)/Encoder/layers" in each["source"]]
     assert norms
     assert max(len(each["operands"]) for each in norms) < 12
+
+
+FOR_FOUR_DEVICES = """
+import numpy as np
+from spidr_jax.bench import scale, targets
+machine = targets.find("h100")  # before JAX is used
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from spidr_jax.model_config import ModelConfig
+from spidr_jax.train_step import StepConfig
+
+described = {"target_config": targets.TARGETS["h100"].description, "topology": "1x4x1"}
+devices = topologies.get_topology_desc("", platform="cuda", **described).devices
+mesh = Mesh(np.array(devices), ("data",))
+config = StepConfig(model=ModelConfig(encoder_num_layers=3, num_codebooks=3))
+with targets._described(mesh):
+    lowered, _, _ = scale.lower_step(config, mesh, 8, 235_600, frozen=False)
+    program = lowered.compile({"xla_gpu_autotune_level": "0"}).as_text()
+for kernel in ("attention", "first_layer", "grouped_conv", "norm"):
+    assert f'name = "{kernel}' in program, kernel
+assert " all-reduce" in program
+for moved in ("all-gather", "all-to-all", "collective-permute"):
+    assert f" {moved}" not in program, moved
+"""
+
+
+@pytest.mark.slow
+@needs_gpu_plan
+def test_a_step_for_four_gpus_has_our_kernels_and_gathers_nothing() -> None:
+    subprocess.run([sys.executable, "-c", FOR_FOUR_DEVICES], check=True, timeout=500)
