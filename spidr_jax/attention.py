@@ -34,7 +34,7 @@ def attention(
     if rate == 0 or seeds is None:
         seeds, rate = None, 0.0
     dtype = qkv.dtype
-    if own := own_kernels.load("attention", "attention_kernel", dtype, width, dtype, _attention):
+    if own := own_kernels.load("attention", "attention_kernel", dtype, width, _attention):
         lengths = jnp.full(rows, frames) if frame_mask is None else frame_mask.sum(axis=1)
         seeds = jnp.zeros((rows, 2), jnp.uint32) if seeds is None else seeds
         return own.attention(qkv, lengths.astype(jnp.int32), seeds, rate)

@@ -73,13 +73,13 @@ attention.defvjp(_forward, _backward)
 
 
 def largest_error(
-    width: int, dtype: Any, plain: Callable[..., jax.Array], interpret: bool = False
+    dtype: Any, width: int, plain: Callable[..., jax.Array], interpret: bool = False
 ) -> float:
     """Run the kernels on noise; the largest relative error of value and gradients.
 
     Args:
-        width: of a head.
         dtype: of qkv.
+        width: of a head.
         plain: what they should compute, from q, k, v, mask of valid frames, seeds and rate.
         interpret: as for `attention`.
     """

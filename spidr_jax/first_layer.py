@@ -25,7 +25,7 @@ _product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 def own_kernel(taps: int, channels: int, dtype: Any) -> Any:
     """The kernel that `first_layer` cannot do without; None where it does not run."""
-    return own_kernels.load("first layer", "first_layer_kernel", dtype, taps, channels, dtype)
+    return own_kernels.load("first layer", "first_layer_kernel", dtype, taps, channels)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -54,13 +54,13 @@ def gradients(
     return sums[: len(weights)], scales
 
 
-def largest_error(taps: int, channels: int, dtype: Any, interpret: bool = False) -> float:
+def largest_error(dtype: Any, taps: int, channels: int, interpret: bool = False) -> float:
     """Run the kernels on noise; the largest relative error of their results.
 
     Args:
+        dtype: of x, weights and g.
         taps: K, all but the last two terms.
         channels: D.
-        dtype: of x, weights and g.
         interpret: as for `forward`.
     """
     draw = np.random.default_rng(0)

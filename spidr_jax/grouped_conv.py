@@ -42,7 +42,7 @@ grouped_conv.defvjp(_forward, _backward)
 
 def _own_kernel(x: jax.Array, kernel: jax.Array) -> ModuleType | None:
     name, module, groups = "grouped convolution", "grouped_conv_kernel", _groups(x, kernel)
-    return own_kernels.load(name, module, x.dtype, kernel.shape, groups, x.dtype, _plain)
+    return own_kernels.load(name, module, x.dtype, kernel.shape, groups, _plain)
 
 
 def _plain(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:

@@ -57,14 +57,14 @@ def gradients(
 
 
 def largest_error(
-    shape: tuple[int, int, int], groups: int, dtype: Any, plain: Any, interpret: bool = False
+    dtype: Any, shape: tuple[int, int, int], groups: int, plain: Any, interpret: bool = False
 ) -> float:
     """Run the kernels on noise; the largest relative error of value and gradients.
 
     Args:
+        dtype: of all arrays.
         shape: of the convolution's kernel, [K, C / G, D].
         groups: G.
-        dtype: of all arrays.
         plain: what they should compute, from x, kernel and bias.
         interpret: as for `forward`.
     """

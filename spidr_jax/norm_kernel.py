@@ -302,13 +302,13 @@ def _affine(x: Row, scale: Row | None, bias: Row | None, interpret: bool) -> Row
 
 
 def largest_error(
-    width: int, dtype: Any, plain: Callable[..., Any], interpret: bool = False
+    dtype: Any, width: int, plain: Callable[..., Any], interpret: bool = False
 ) -> float:
     """Run the kernels on noise; the largest relative error of their results.
 
     Args:
-        width: D.
         dtype: of x.
+        width: D.
         plain: gives the result and the gradients that they should, from x, g, scale, bias, seeds,
             rate and gelu.
         interpret: as for `forward`.

@@ -68,7 +68,7 @@ def layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) ->
 def _own_kernel(x: jax.Array) -> ModuleType | None:
     if x.ndim != 3:
         return None
-    return own_kernels.load("norms", "norm_kernel", x.dtype, x.shape[-1], x.dtype, _plain)
+    return own_kernels.load("norms", "norm_kernel", x.dtype, x.shape[-1], _plain)
 
 
 def _forward(

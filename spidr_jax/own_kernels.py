@@ -31,7 +31,7 @@ def load(name: str, module: str, dtype: Any, *arguments: Hashable) -> ModuleType
         module: in this package; its `largest_error` runs the kernel on noise and gives the
             largest relative error of its results.
         dtype: of the kernel's arguments.
-        arguments: of `largest_error`.
+        arguments: of `largest_error`, after the type.
     """
     if not may_run(dtype):
         return None
@@ -39,7 +39,7 @@ def load(name: str, module: str, dtype: Any, *arguments: Hashable) -> ModuleType
         kernel = import_module(f"spidr_jax.{module}")
         if backend.is_described():
             return kernel  # nothing can run
-        error = kernel.largest_error(*arguments)
+        error = kernel.largest_error(dtype, *arguments)
     except Exception as problem:  # whatever a version, device or shape lacks
         report(f"{name} without a kernel of its own", problem)
         return None

@@ -113,7 +113,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]:
     right = norm_kernel.largest_error
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(norm_kernel, "largest_error", lambda *a: right(*a, interpret=True))
-    yield lambda dtype: own_kernels.load("norms", "norm_kernel", dtype, 24, dtype, ops._plain)
+    yield lambda dtype: own_kernels.load("norms", "norm_kernel", dtype, 24, ops._plain)
     own_kernels.load.cache_clear()
     norm_kernel._backward_call.cache_clear()
 

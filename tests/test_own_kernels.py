@@ -13,10 +13,10 @@ from spidr_jax import attention, attention_kernel, dropout, grouped_conv, own_ke
 from spidr_jax import grouped_conv_kernel as conv_kernel
 
 KERNEL = 5, 6, 12  # taps, channels of a group, outputs: of two groups
-# name, and what `load` is asked for
+# name, and what `load` is asked for beside the type
 KERNELS: dict[str, tuple[Any, ...]] = {
-    "attention": ("attention_kernel", 16, jnp.bfloat16, attention._attention),
-    "convolution": ("grouped_conv_kernel", KERNEL, 2, jnp.bfloat16, grouped_conv._plain),
+    "attention": ("attention_kernel", 16, attention._attention),
+    "convolution": ("grouped_conv_kernel", KERNEL, 2, grouped_conv._plain),
 }
 
 
