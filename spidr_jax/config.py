@@ -1,5 +1,7 @@
 """From the flags' ConfigDict to what the step takes, with every value checked."""
 
+import dataclasses
+import difflib
 import json
 import math
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from spidr_jax.checks import is_integer
 from spidr_jax.masking import MaskingConfig
 from spidr_jax.model_config import ModelConfig, num_frames
 from spidr_jax.optim import OptimizerConfig
@@ -44,6 +47,28 @@ FREE = (  # may change on resume; what the data are, the plan's fingerprint know
     "data.num_threads",
     "data.max_bad_share",
 )
+FIELDS = {  # by section
+    "": (
+        *("workdir", "init_from", "resume_step", "allow_changes", "seed", "steps", "freeze_step"),
+        *("precision", "log_every", "max_skipped", "watchdog_seconds", "evaluation"),
+        *("evaluation_every", "evaluation_share", "validation", "validation_every"),
+        *("compilation_cache", "tensorboard", "wandb", "model", "codebook", "teacher", "masking"),
+        *("optimizer", "data", "sharding", "memory", "checkpoint"),
+    ),
+    "model": tuple(field.name for field in dataclasses.fields(ModelConfig)),
+    "codebook": ("decay",),
+    "teacher": tuple(field.name for field in dataclasses.fields(TeacherConfig)),
+    "masking": tuple(field.name for field in dataclasses.fields(MaskingConfig)),
+    "optimizer": tuple(field.name for field in dataclasses.fields(OptimizerConfig)),
+    "data": (
+        *("manifest", "sources", "embedded_corpus", "min_samples", "max_samples", "num_rungs"),
+        *("max_batch_samples", "planned_devices", "num_threads", "max_bad_share"),
+    ),
+    "sharding": ("fsdp",),
+    "memory": ("accumulate", "remat"),
+    "checkpoint": ("every", "keep", "keep_every", "best"),
+}
+_OWN = "corpus"  # that a config file may add, to make other fields of
 _SHORTEST = 2640  # samples of a crop
 _PLAN_LIMITS = ("min_samples", "max_samples", "num_rungs", "max_batch_samples", "planned_devices")
 Section = TypeVar("Section")
@@ -56,6 +81,7 @@ def validate(config: ConfigDict) -> None:
         ValueError: with one line that names field, value and what is allowed.
         FileNotFoundError: the manifest does not exist.
     """
+    _check_names(config)
     step_config(config)
     least = {
         "seed": 0,
@@ -78,7 +104,7 @@ def validate(config: ConfigDict) -> None:
     if config.resume_step is not None:
         least["resume_step"] = 0
     for name, bound in least.items():
-        _check(config, name, _get(config, name) >= bound, f"an integer from {bound}")
+        _check(config, name, is_integer(_get(config, name), bound), f"an integer from {bound}")
     every = config.checkpoint.every
     apart = config.checkpoint.keep_every % every == 0
     _check(config, "checkpoint.keep_every", apart, f"a multiple of checkpoint.every = {every}")
@@ -196,11 +222,28 @@ def known(config: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _check_names(config: ConfigDict) -> None:
+    """Refuse fields that a config file of one's own misspells, adds or lacks."""
+    for section, names in FIELDS.items():
+        there = config[section] if section else config
+        prefix = f"config.{section}." if section else "config."
+        for name in there:
+            if name not in (*names, _OWN):
+                near = difflib.get_close_matches(name, names, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{prefix}{name}: there is no such field{hint}")
+        for name in names:
+            if name not in there:
+                raise ValueError(f"{prefix}{name} is missing: configs/base.py has all fields")
+
+
 def _section(config: ConfigDict, name: str, kind: type[Section]) -> Section:
     try:
         return kind(**config[name])
     except ValueError as error:
         raise ValueError(f"config.{name}.{error}") from None
+    except TypeError as error:
+        raise ValueError(f"config.{name}: a value is of the wrong type: {error}") from None
 
 
 def _get(config: ConfigDict, name: str) -> Any:

@@ -1,5 +1,6 @@
 """python -m spidr_jax.main --config=configs/base.py [--config.FIELD=VALUE ...]: train a model."""
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from spidr_jax import compilation, processes, train, watchdog
+from spidr_jax import compilation, processes, stop, train, watchdog
 from spidr_jax import config as config_lib
 from spidr_jax.data.pipeline import BadDataError
 from spidr_jax.data.toy import make_corpus
@@ -34,7 +35,8 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parse the flags; a field that the config does not have is no bug of ours either."""
-    with one_line_errors(flags.Error, LookupError, AttributeError, TypeError, ValueError):
+    kinds = flags.Error, LookupError, AttributeError, TypeError, ValueError, SyntaxError
+    with one_line_errors(*kinds):
         return flags.FLAGS(argv)
 
 
@@ -54,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
     """Join the other processes, check the config, make the corpus if it is embedded, train."""
     logging.set_verbosity(logging.WARNING)
     _hush_threads()
+    signal.signal(signal.SIGINT, stop.raise_interrupt)
     with one_line_errors(ValueError, RuntimeError):
         processes.start()
     with processes.together():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from spidr_jax.checks import check_fields
+from spidr_jax.checks import check_fields, is_integer
 
 SELECTIONS = ("static", "uniform", "normal", "poisson")
 
@@ -35,11 +35,11 @@ class MaskingConfig:
     def __post_init__(self) -> None:
         checks = (
             ("mask_prob", 0 < self.mask_prob <= 1, "a share above 0, up to 1"),
-            ("mask_length", self.mask_length >= 1, "an integer from 1"),
+            ("mask_length", is_integer(self.mask_length, 1), "an integer from 1"),
             ("mask_selection", self.mask_selection in SELECTIONS, ", ".join(SELECTIONS)),
             ("mask_other", 0 <= self.mask_other <= 2 * self.mask_length, "0 to 2 mask_length"),
-            ("mask_min_space", self.mask_min_space >= 0, "an integer from 0"),
-            ("group_rows", self.group_rows >= 1, "an integer from 1"),
+            ("mask_min_space", is_integer(self.mask_min_space, 0), "an integer from 0"),
+            ("group_rows", is_integer(self.group_rows, 1), "an integer from 1"),
         )
         check_fields(self, checks)
 

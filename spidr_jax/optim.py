@@ -13,7 +13,7 @@ import optax
 from jax import lax
 
 from spidr_jax import backend
-from spidr_jax.checks import check_fields
+from spidr_jax.checks import check_fields, is_integer
 from spidr_jax.model_config import ModelConfig
 
 SCHEDULES = ("tristage", "cosine", "rsqrt", "constant")
@@ -56,9 +56,9 @@ class OptimizerConfig:
             ("weight_decay", 0 <= self.weight_decay < math.inf, "a number from 0"),
             ("max_norm", self.max_norm > 0, "a norm above 0"),
             ("scheduler", self.scheduler in SCHEDULES, ", ".join(SCHEDULES)),
-            ("warmup_steps", self.warmup_steps >= 0, "an integer from 0"),
-            ("hold_steps", self.hold_steps >= 0, "an integer from 0"),
-            ("decay_steps", self.decay_steps >= 1, "an integer from 1"),
+            ("warmup_steps", is_integer(self.warmup_steps, 0), "an integer from 0"),
+            ("hold_steps", is_integer(self.hold_steps, 0), "an integer from 0"),
+            ("decay_steps", is_integer(self.decay_steps, 1), "an integer from 1"),
             (
                 "max_steps",
                 self.scheduler != "cosine" or self.max_steps > self.warmup_steps,
@@ -66,8 +66,8 @@ class OptimizerConfig:
             ),
             ("init_lr_scale", 0 <= self.init_lr_scale <= 1, "0 to 1"),
             ("final_lr_scale", 0 < self.final_lr_scale <= 1, "above 0, up to 1"),
-            ("rsqrt_timescale", self.rsqrt_timescale >= 1, "an integer from 1"),
-            ("rsqrt_shift", self.rsqrt_shift >= 0, "an integer from 0"),
+            ("rsqrt_timescale", is_integer(self.rsqrt_timescale, 1), "an integer from 1"),
+            ("rsqrt_shift", is_integer(self.rsqrt_shift, 0), "an integer from 0"),
         )
         check_fields(self, checks)
 

@@ -11,6 +11,17 @@ from jax.experimental import multihost_utils
 
 from spidr_jax import processes
 
+_interrupted: list[bool] = []
+
+
+def raise_interrupt(*_: Any) -> None:
+    """SIGINT's handler before training; where the exception is lost, training knows of it.
+
+    In a callback of the garbage collector, as JAX has one, Python only prints exceptions.
+    """
+    _interrupted.append(True)
+    raise KeyboardInterrupt
+
 
 class Stop:
     """Asked of one process, followed by all.
@@ -58,7 +69,13 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Take SIGINT as a request to stop; a second one acts at once."""
+    """Take SIGINT as a request to stop; a second one acts at once.
+
+    Raises:
+        KeyboardInterrupt: one came before, and was lost: see `raise_interrupt`.
+    """
+    if _interrupted:
+        raise KeyboardInterrupt
     stop = Stop()
 
     def note(number: int, _: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spidr_jax.checks import check_fields
+from spidr_jax.checks import check_fields, is_integer
 
 SCHEDULES = ("exponential", "linear")
 Tree = dict[str, Any]
@@ -45,7 +45,7 @@ class TeacherConfig:
             ("timescale", self.timescale > 0, "a number of steps above 0"),
             ("threshold", self.threshold >= 0, "a weight from 0"),
             ("final_decay", 0 <= self.final_decay <= 1, "0 to 1"),
-            ("final_step", self.final_step >= 1, "an integer from 1"),
+            ("final_step", is_integer(self.final_step, 1), "an integer from 1"),
         )
         check_fields(self, checks)
 

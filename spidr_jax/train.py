@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from spidr_jax import config as config_lib
 from spidr_jax import phases, processes, progress, resume, sharding, watchdog
 from spidr_jax.checkpoint import Checkpoints
+from spidr_jax.claim import Claim
 from spidr_jax.compilation import FREEZE_AHEAD, Programs, shapes_needed
 from spidr_jax.data import pipeline
 from spidr_jax.data.plan import Plan, make_plan
@@ -34,6 +35,7 @@ class Run:
     config: ConfigDict
     step_config: StepConfig
     folder: Path
+    claim: Claim
     sources: list[Source]
     plan: Plan
     checkpoints: Checkpoints
@@ -46,7 +48,8 @@ def open_run(config: ConfigDict) -> Run:
     """Open data, evaluation sets and the run's folder; nothing is computed yet.
 
     Raises:
-        ValueError: data, config or an earlier run in the folder do not fit, in one line.
+        ValueError: data, config or an earlier run in the folder do not fit, or another process
+            trains there, in one line.
         OSError: a file is missing or the folder cannot be written.
     """
     sources = open_sources(config.data.manifest, config.data.sources)
@@ -87,13 +90,18 @@ def open_run(config: ConfigDict) -> Run:
     check_installed(config.tensorboard, config.wandb)
     resume.versions()  # now, not at the first save, where this package's own is not known
     folder = Path(config.workdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"config.workdir = {str(folder)!r}: {error.strerror}") from None
+    claim = Claim(folder)
     keeping = {name: config.checkpoint[name] for name in ("keep", "keep_every", "best")}
     checkpoints = Checkpoints(folder / "checkpoints", **keeping)
     return Run(
         config,
         step_config,
         folder,
+        claim,
         sources,
         plan,
         checkpoints,

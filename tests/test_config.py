@@ -33,6 +33,8 @@ def load(name: str) -> ConfigDict:
     ("field", "value", "allowed"),
     [
         ("steps", 0, "an integer from 1"),
+        ("steps", 10**20, "an integer from 1"),
+        ("optimizer.warmup_steps", 10**20, "an integer from 0"),
         ("seed", -1, "an integer from 0"),
         ("log_every", 0, "an integer from 1"),
         ("precision", "float16", "bfloat16 or float32"),
@@ -76,6 +78,46 @@ def test_nonsense_is_refused_in_one_line(
         config_lib.validate(config)
     assert allowed in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        (
+            "checkpoint.evry",
+            3,
+            "config.checkpoint.evry: there is no such field; did you mean every?",
+        ),
+        ("step", 7, "config.step: there is no such field; did you mean steps?"),
+        ("masking.mask_len", 3, "config.masking.mask_len: there is no such field; did you mean"),
+        ("memory.xyz", 3, "config.memory.xyz: there is no such field"),
+        ("model.extractor_conv_layer_config", 64, "config.model: a value is of the wrong type"),
+        ("optimizer.betas", ("a", "b"), "config.optimizer: a value is of the wrong type"),
+    ],
+)
+def test_a_config_file_of_ones_own_is_read_with_care(
+    manifest: Path, field: str, value: Any, said: str
+) -> None:
+    config = load("base")
+    config.data.manifest = str(manifest)
+    *section, name = field.split(".")
+    with config.unlocked(), config.ignore_type():
+        (config[section[0]] if section else config)[name] = value
+    with pytest.raises(ValueError, match=re.escape(said)):
+        config_lib.validate(config)
+
+
+def test_base_has_all_fields_that_there_are_and_a_lacking_one_is_named(manifest: Path) -> None:
+    config = load("base")
+    sections = {name for name in config if isinstance(config[name], ConfigDict)}
+    assert {name: set(config[name]) for name in sections} | {"": set(config)} == {
+        name: set(fields) for name, fields in config_lib.FIELDS.items()
+    }
+    config.data.manifest = str(manifest)
+    with config.unlocked():
+        del config.data["num_rungs"]
+    with pytest.raises(ValueError, match=r"config\.data\.num_rungs is missing"):
+        config_lib.validate(config)
 
 
 def test_the_base_recipe_asks_for_a_manifest_by_name() -> None:

@@ -14,7 +14,7 @@ import soundfile
 import tiny
 from ml_collections import ConfigDict
 
-from spidr_jax import metrics, train
+from spidr_jax import metrics, stop, train
 
 TIMINGS = ("audio_seconds_per_second", "data_wait")
 
@@ -165,6 +165,51 @@ def test_no_room_for_a_checkpoint_warns_and_fails_at_the_end(
         train.train(run, state)
     assert "no room for checkpoint 4" in capsys.readouterr().out
     assert train.build_state(train.open_run(config)).step == 2
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from spidr_jax.claim import Claim
+held = Claim(Path(sys.argv[1]))
+print("holds", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_in_which_a_process_trains_is_refused_until_it_is_killed(
+    manifest: Path, tmp_path: Path
+) -> None:
+    config = tiny.config(manifest, tmp_path)
+    command = [sys.executable, "-c", HOLDS, str(tmp_path)]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "holds\n"
+        with pytest.raises(
+            ValueError, match=rf"workdir = .*process {other.pid} on .* trains there"
+        ):
+            train.open_run(config)
+        other.kill()
+    train.open_run(config)
+
+
+def test_an_interrupt_that_was_lost_before_training_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stop, "_interrupted", [])
+    with stop.stop_on_signals():
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        stop.raise_interrupt(signal.SIGINT, None)  # as in a callback, which only prints it
+    with pytest.raises(KeyboardInterrupt), stop.stop_on_signals():
+        pytest.fail("it trains on")
+
+
+def test_a_workdir_that_cannot_be_is_named(manifest: Path, tmp_path: Path) -> None:
+    config = tiny.config(manifest, tmp_path / "file" / "run")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"config\.workdir = '.*/file/run': Not a directory"):
+        train.open_run(config)
 
 
 def start(config: ConfigDict) -> subprocess.Popen[str]:
