@@ -146,12 +146,15 @@ class Checkpoints:
 
         Raises:
             DamagedError: a file of it is missing or damaged.
+            ValueError: its parameters have other shapes.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         items = ocp_args.Composite(state=ocp_args.StandardRestore(abstract))
+        if jax.process_index() == 0:  # Orbax would only say that something is wrong
+            with self._naming_damage(step):
+                saved = orbax_files.read(self.folder / str(step), lambda name: True)
+            _check_shapes(step, saved.state["params"], target.params)
         with self._naming_damage(step):
-            if jax.process_index() == 0:  # Orbax would only say that something is wrong
-                orbax_files.read(self.folder / str(step), lambda name: True)
             state = self._manager.restore(step, args=items)["state"]
             if len(jax.tree.leaves(state)) != len(jax.tree.leaves(target)):
                 raise ValueError("it lacks arrays that the config needs (config.freeze_step?)")
@@ -207,6 +210,21 @@ class Checkpoints:
                 f"move {self.folder / str(step)} away, or --config.resume_step goes on from an "
                 f"earlier one: {others}"
             ) from error
+
+
+def _check_shapes(step: int, saved: Any, wanted: Any) -> None:
+    there, here = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (saved, wanted))
+    )
+    other = [name for name in here if there.get(name) != here[name]]
+    if other:
+        name = other[0]
+        raise ValueError(
+            f"checkpoint {step} does not fit config.model: {len(other)} arrays, the first {name}, "
+            f"{there.get(name, 'missing')} there and {here[name]} here. allow_changes cannot "
+            "change shapes: undo that, or start a new run in another config.workdir"
+        )
 
 
 def _num_bytes(state: Any) -> int:

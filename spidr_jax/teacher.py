@@ -60,6 +60,21 @@ def init(student: Tree, fresh: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(pick, student, fresh)
 
 
+def check_excluded(teacher: Tree, exclude_layers: tuple[str, ...]) -> None:
+    """Refuse layers to exclude that are none.
+
+    Raises:
+        ValueError: a prefix matches no parameter.
+    """
+    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(teacher)]
+    for prefix in exclude_layers:
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(
+                f"config.teacher.exclude_layers has {prefix!r}: allowed are prefixes of encoder "
+                f"parameters, such as {names[0]!r}"
+            )
+
+
 def weight(config: TeacherConfig, step: jax.Array, freeze_step: int) -> jax.Array:
     """Share of the student in the update after `step` finished steps, 0 when nothing moves."""
     step = step.astype(jnp.float32)
@@ -82,17 +97,7 @@ def update(
         student: encoder parameters of the same structure.
         weight: scalar in [0, 1]; at 0 nothing moves, excluded layers neither.
         exclude_layers: prefixes of parameter names such as "layers_0.attention.qkv.kernel".
-
-    Raises:
-        ValueError: a prefix matches no parameter.
     """
-    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(teacher)]
-    for prefix in exclude_layers:
-        if not any(name.startswith(prefix) for name in names):
-            raise ValueError(
-                f"exclude_layers has {prefix!r}: allowed are prefixes of encoder parameters, "
-                f"such as {names[0]!r}"
-            )
 
     def move(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
         if _name(path).startswith(exclude_layers):

@@ -60,10 +60,15 @@ class Sums(NamedTuple):
 
 
 def init_state(config: StepConfig, key: jax.Array) -> TrainState:
-    """Draw the state before the first step."""
+    """Draw the state before the first step.
+
+    Raises:
+        ValueError: `teacher.exclude_layers` names no layer.
+    """
     param_key, teacher_key, codebook_key = jax.random.split(key, 3)
     params = model.init_params(config.model, param_key)
     fresh = model.init_params(config.model, teacher_key)["student"]
+    teacher.check_excluded(fresh, config.teacher.exclude_layers)
     frozen = config.freeze_step <= 0
     trained, _ = optim.split(params, config.model, frozen)
     return TrainState(

@@ -352,6 +352,14 @@ def test_a_great_loss_is_warned_of(caplog):
     assert "lower data.planned_devices" in caplog.text
 
 
+def test_long_recordings_are_warned_of(caplog):
+    plan = plan_of([40_000] * 30 + [400_000] * 10, max_samples=50_000)
+    assert (plan.too_long, plan.beyond_share) == (10, pytest.approx(3.5e6 / 5.2e6))
+    assert "10 utterances are longer" in plan.describe()
+    assert "67.3% of all audio lies beyond" in plan.describe()
+    assert "67 % of all audio lies beyond the one crop" in caplog.text
+
+
 TEN_MILLION = """
 import resource, sys, time
 import numpy as np

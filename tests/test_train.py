@@ -109,6 +109,24 @@ def test_a_changed_config_is_refused_field_by_field(straight: Any) -> None:
         train.build_state(train.open_run(config))
 
 
+def test_another_architecture_is_refused_though_allowed(straight: Any) -> None:
+    config = ConfigDict(straight[0].to_dict())
+    config.model.encoder_ff_interm_features *= 2
+    config.allow_changes = "model"
+    said = r"checkpoint 6 does not fit config\.model: \d+ arrays, the first .* undo that"
+    with pytest.raises(ValueError, match=said):
+        train.build_state(train.open_run(config))
+
+
+def test_layers_to_exclude_that_are_none_are_named_before_anything_runs(
+    manifest: Path, tmp_path: Path
+) -> None:
+    config = tiny.config(manifest, tmp_path)
+    config.teacher.exclude_layers = ("pos_conv_embd",)
+    with pytest.raises(ValueError, match=r"config\.teacher\.exclude_layers has 'pos_conv_embd'"):
+        train.build_state(train.open_run(config))
+
+
 def test_changed_data_are_refused(manifest: Path, tmp_path: Path) -> None:
     copy = tiny.write_corpus(tmp_path / "corpus")
     config = tiny.config(copy, tmp_path / "run")

@@ -62,6 +62,8 @@ class Plan:
         dropped: utterances that are over at the end of an epoch (others in each).
         lost_share: share of an epoch's audio (each utterance up to the maximum length) that
             cropping and dropping leave unused.
+        too_long: utterances that are longer than the maximum, of which an epoch has one crop.
+        beyond_share: share of all audio that they have beyond one crop each.
         shares: share of the audio, by source.
         passes: passes through each source in one epoch.
     """
@@ -73,6 +75,8 @@ class Plan:
     left_out: int
     dropped: int
     lost_share: float
+    too_long: int
+    beyond_share: float
     shares: dict[str, float]
     passes: dict[str, float]
     _seed: int
@@ -131,7 +135,15 @@ class Plan:
             f"{self.batches_per_epoch} batches an epoch, by rows x samples: {shapes}\n"
             f"sources: {sources}\n"
             f"an epoch leaves {self.lost_share:.1%} of the audio unused; {self.dropped} utterances "
-            f"fill no batch of it, {self.left_out} are too short for any"
+            f"fill no batch of it, {self.left_out} are too short for any" + self._describe_beyond()
+        )
+
+    def _describe_beyond(self) -> str:
+        if not self.too_long:
+            return ""
+        return (
+            f"\n{self.too_long} utterances are longer than a row may be and give one crop an "
+            f"epoch: {self.beyond_share:.1%} of all audio lies beyond"
         )
 
     def _epoch(self, number: int) -> _Epoch:
@@ -221,6 +233,8 @@ def make_plan(
         left_out=int(starts[-1]) - sum(len(stream.members) for each in streams for stream in each),
         dropped=dropped,
         lost_share=max(0.0, 1 - used / float(mixed.audio.sum())),
+        too_long=sum(int((each > longest).sum()) for each in lengths),
+        beyond_share=_beyond(lengths, longest),
         shares={source.name: share for source, share in zip(sources, shares, strict=True)},
         passes={source.name: times for source, times in zip(sources, passes, strict=True)},
         _seed=seed,
@@ -236,7 +250,20 @@ def make_plan(
             planned_devices,
             max_batch_samples,
         )
+    if warn and plan.beyond_share > _MUCH_LOST:
+        _log.warning(
+            "%.0f %% of all audio lies beyond the one crop an epoch that recordings longer than "
+            "%d samples give; cut them into utterances",
+            100 * plan.beyond_share,
+            longest,
+        )
     return plan
+
+
+def _beyond(lengths: Sequence[np.ndarray], longest: int) -> float:
+    """The share of all audio that utterances have beyond their first `longest` samples."""
+    total = sum(float(each.sum()) for each in lengths)
+    return 1 - sum(float(np.minimum(each, longest).sum()) for each in lengths) / total
 
 
 def _check_range(name: str, value: int, least: int, most: int) -> None:
