@@ -4,6 +4,8 @@ B batch, S samples, T frames, D model width, V codes per codebook, n layers aske
 """
 
 import math
+import numbers
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -45,6 +47,10 @@ def load(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype = {dtype!r}: allowed is {' or '.join(DTYPES)}")
+    if not isinstance(max_seconds, numbers.Real) or not math.isfinite(max_seconds):
+        raise ValueError(
+            f"max_seconds = {max_seconds!r}: allowed is a number above {2 * windows.CONTEXT:g}"
+        )
     found = stored.read(path, model_type, student_only=True)
     return SpeechModel(found.config, found.params, DTYPES[dtype], max_seconds, found.step)
 
@@ -130,8 +136,7 @@ class SpeechModel:
         sample_rate: int = windows.SAMPLE_RATE,
         standardised: bool = False,
     ) -> np.ndarray:
-        one_layer = isinstance(layer, (int, np.integer))
-        layers = (int(layer),) if one_layer else tuple(map(int, layer))  # type: ignore
+        layers, one_layer = _layers(layer)
         rows = _rows(waveform, lengths, sample_rate)
         for row in rows:
             if self.num_frames(len(row)) < 1:
@@ -254,6 +259,18 @@ def _run(forward: Forward | JointForward, params: Any, batch: _Batch, put: Put) 
         lengths[row] = len(piece.samples)
     output = jax.tree.map(np.asarray, forward(params, put(waveforms), put(lengths)))
     return [jax.tree.map(lambda x, i=i: x[:, i], output) for i in range(len(batch.pieces))]
+
+
+def _layers(layer: Any) -> tuple[tuple[int, ...], bool]:
+    """The numbers in an argument, and whether it is a single one."""
+    try:
+        one_layer = np.ndim(layer) == 0
+        layers = tuple(map(operator.index, [layer] if one_layer else layer))
+    except (TypeError, ValueError):  # of np.ndim where a list is ragged
+        layers = ()
+    if not layers:
+        raise ValueError(f"layer = {layer!r}: allowed is an integer or a sequence of several")
+    return layers, one_layer
 
 
 def _rows(waveform: Any, lengths: Any, sample_rate: int) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """`spidr_jax.load` and what the model gives: alone, in a batch, for long audio, or refused."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,25 @@ def test_what_it_cannot_take_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         speech.features(*arguments, **options)
+
+
+@pytest.mark.parametrize("layer", [3.0, (), "12", None, [1.5], (1, "2"), [[1, 2]], [[1], 2]])
+def test_layers_that_are_no_integers_are_refused(speech: inference.SpeechModel, layer: Any) -> None:
+    line = f"layer = {layer!r}: allowed is an integer or a sequence of several"
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        speech.units(SHORT, layer=layer)
+
+
+def test_integers_of_numpy_are_layers(speech: inference.SpeechModel) -> None:
+    for layer, shape in ((np.int64(2), (21,)), (np.array([2, 3]), (2, 21))):
+        assert speech.units(SHORT, layer=layer).shape == shape  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seconds", ["a", None, float("nan"), float("inf")])
+def test_windows_of_no_number_are_refused(tmp_path: Path, seconds: Any) -> None:
+    line = f"max_seconds = {seconds!r}: allowed is a number above 4"
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        spidr_jax.load(tmp_path, max_seconds=seconds)
 
 
 def test_layers_without_a_head_have_no_units(speech: inference.SpeechModel) -> None:
