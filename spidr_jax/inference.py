@@ -138,6 +138,12 @@ class SpeechModel:
     ) -> np.ndarray:
         layers, one_layer = _layers(layer)
         rows = _rows(waveform, lengths, sample_rate)
+        given = np.shape(waveform)
+        if len(given) == 2 and self.num_frames(given[1]) < 1 <= self.num_frames(given[0]):
+            raise ValueError(
+                f"waveform: shape {given} looks like [samples, channels]; "
+                "allowed is [S], mono, or a batch [B, S]"
+            )
         for row in rows:
             if self.num_frames(len(row)) < 1:
                 raise ValueError(f"waveform: an utterance of {len(row)} samples gives no frame")
