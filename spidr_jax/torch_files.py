@@ -20,6 +20,7 @@ from spidr_jax.reference_config import Sections, from_reference
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_STARTS = (b"PK\x03\x04", b"\x80")  # of torch.save: a zip archive, before PyTorch 1.6 a pickle
 _PARTS = ("model", "optimizer", "scheduler", "scaler", "epoch", "step")
 
 
@@ -110,6 +111,13 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 
 def _load_pt(path: Path) -> Mapping[str, Any]:
     torch = need("torch")
+    with path.open("rb") as file:
+        start = file.read(12)
+    if not start.startswith(_STARTS):
+        raise ValueError(
+            f"{path}: is no PyTorch file: it starts with {start!r}; allowed is what torch.save "
+            "writes, a zip archive or (before PyTorch 1.6) a pickle"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

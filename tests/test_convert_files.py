@@ -98,6 +98,23 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path, capsys: Any) ->
     assert "holds a list" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"", b"hello world\n", b'{"model_type": "spidr"}'])
+def test_what_torch_never_wrote_is_no_pytorch_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.pt: is no PyTorch file: it starts with b.*zip"):
+        spidr_jax.load(path)
+    with pytest.raises(ValueError, match="is no PyTorch file"):
+        convert.from_torch_file(path, tmp_path / "run")
+
+
+def test_an_old_pickle_with_more_than_tensors_is_still_explained(tmp_path: Path) -> None:
+    content = {"model": {}, "path": tmp_path}
+    torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="not loaded, because unpickling it could run any code"):
+        spidr_jax.load(tmp_path / "old.pt")
+
+
 def test_without_torch_it_says_what_to_install(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
