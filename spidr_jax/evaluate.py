@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--item", help="ABX items of its files, triphones or phonemes")
     add("--layers", type=_layers, help="all (default), or such as 5,6, counted from 1")
     add("--kinds", type=_names, help="of features,codebooks,units (default: what is measured)")
-    add("--kmeans", type=int, default=0, metavar="K", help="units of K clusters of the features")
+    add("--kmeans", type=int, metavar="K", help="units of K clusters of the features")
     add("--kmeans-manifest", help="files that the clusters are fitted on (default: --manifest)")
     add("--mfcc", action="store_true", help="MFCC and their deltas, for comparison")
     add("--context", choices=abx.CONTEXTS, default="within", help="of A, B and X")
@@ -175,8 +175,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("nothing to measure by: give --alignment, --item or both")
     if not (args.checkpoint or args.mfcc):
         raise ValueError("nothing to measure: give --checkpoint, --mfcc or both")
-    if args.kmeans < 0 or (args.kmeans_manifest and not args.kmeans):
+    if args.kmeans is not None and args.kmeans < 1:
         raise ValueError(f"--kmeans {args.kmeans}: allowed is 1 or more clusters")
+    if args.kmeans_manifest and not args.kmeans:
+        raise ValueError(f"--kmeans-manifest {args.kmeans_manifest}: needs --kmeans K")
     if not args.item:
         for kind in args.kinds or ():
             if kind != "units":
@@ -189,7 +191,10 @@ def _check(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     _check(args)
+    args.kmeans = args.kmeans or 0
     evaluation = open_set("", args.manifest, args.alignment, args.item)
+    if args.kmeans_manifest:
+        open_manifest(args.kmeans_manifest)  # else refused only after the pass over --manifest
     rows: list[Measured] = []
     counts: dict[str, int] = {}
     step = None

@@ -309,7 +309,8 @@ def test_choices_that_are_not_there_are_named(
         ([], "--alignment --item", "nothing to measure by: give --alignment, --item or both"),
         ([], "--checkpoint", "nothing to measure: give --checkpoint, --mfcc or both"),
         (["--kmeans", "-1"], "", "--kmeans -1: allowed is 1 or more clusters"),
-        (["--kmeans-manifest", "m.csv"], "", "--kmeans 0: allowed is 1 or more clusters"),
+        (["--kmeans", "0"], "", "--kmeans 0: allowed is 1 or more clusters"),
+        (["--kmeans-manifest", "m.csv"], "", "--kmeans-manifest m.csv: needs --kmeans K"),
         (
             ["--kinds", "features"],
             "--item",
@@ -346,6 +347,14 @@ def test_what_cannot_be_done_is_told_in_one_line(
     assert last.startswith("error: ")
     assert reason in last
     assert captured.out == ""
+
+
+def test_the_other_manifest_is_refused_before_the_first_pass(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "of_model", lambda *_: pytest.fail("it ran"))
+    assert evaluate.main(command(folder, "--kmeans", "2", "--kmeans-manifest", "none.csv")) == 2
+    assert capsys.readouterr().err == "error: none.csv: there is no such manifest\n"
 
 
 def test_an_utterance_without_phones_is_named(folder: Path, tmp_path: Path) -> None:
