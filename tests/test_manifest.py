@@ -349,6 +349,31 @@ def test_write_lists_and_leaves_out_what_cannot_be_trained_on(tmp_path, capsys):
     assert ids == {"u0", "u1", "u2", "truncated_flac", "bit_flipped_flac", "nan", "unscaled"}
 
 
+@pytest.mark.parametrize(
+    ("suffix", "held"),
+    [(".csv", ["a", "b\nc", "d\te"]), (".jsonl", ["a", "b\nc", "d\te", "f\rg"]), (".tsv", ["a"])],
+)
+def test_write_leaves_out_names_that_the_layout_cannot_hold(tmp_path, capsys, suffix, held):
+    names = ["a", "b\nc", "d\te", "f\rg"]
+    for name in names:
+        save(tmp_path / "in" / f"{name}.wav", hiss(0, 3000))
+    out = tmp_path / f"m{suffix}"
+    assert run("write", tmp_path / "in", out) == int(held != names)
+    assert [Path(row.path).stem for row in open_manifest(out)] == held
+    said = capsys.readouterr().err
+    for name in set(names) - set(held):
+        path = str(tmp_path / "in" / f"{name}.wav")
+        assert f"{path!r}: a {suffix} cannot hold the {name[1]!r} in its name; " in said
+
+
+def test_a_folder_that_a_tsv_cannot_name_replaces_nothing(tmp_path, capsys):
+    make_corpus(tmp_path / "i\tn", 1, ".wav")
+    out = Path(write(tmp_path / "m.tsv", "before"))
+    assert run("write", tmp_path / "i\tn", out) == 2
+    assert r"u0.wav': a .tsv cannot hold the '\t'" in capsys.readouterr().err
+    assert out.read_text() == "before"
+
+
 def test_results_keep_the_order_of_the_files_however_many_there_are():
     def slow_first(index):
         time.sleep(0.001 * (index % 3 == 0))

@@ -169,8 +169,12 @@ def write_manifest(
         raise ValueError(f"{output}: a .tsv cannot name members of a tar: write .csv or .jsonl")
 
     def measure(index: int) -> int | str:
+        row = listing.row(index)
+        if wrong := [char for char in tables.UNWRITABLE[suffix] if char in row.place]:
+            held = f"a {suffix} cannot hold the {wrong[0]!r} in its name"
+            return f"{row.place!r}: {held}; rename it, or write a .jsonl"
         try:
-            return header_samples(listing.row(index))
+            return header_samples(row)
         except audio.AudioError as error:
             return str(error)
 

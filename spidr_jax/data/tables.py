@@ -16,6 +16,7 @@ IN_ARCHIVE = ("archive", "byte_offset", "byte_size")
 OPTIONAL = (*IN_ARCHIVE, "speaker")
 NUMBERS = ("num_samples", "byte_offset", "byte_size")
 SUFFIXES = (".csv", ".jsonl", ".tsv")
+UNWRITABLE = {".csv": "\r", ".jsonl": "", ".tsv": "\t\r\n"}  # characters, in a file's name
 _CHUNK = 1 << 16
 
 
