@@ -448,6 +448,7 @@ def broken_folder(tmp_path):
         (broken_folder, "m.csv", "none of 1 files is usable; .*a.flac: cannot be read"),
         (lambda folder: folder / "gone", "m.csv", "no such folder or tar"),
         (lambda folder: "gs://bucket/in", "m.csv", "a URL; only a folder or tar on this machine"),
+        (empty_folder, "no/m.csv", "/no/m.csv: there is no folder .*/no$"),
         (empty_folder, "m.txt", r"ends in one of \.csv, \.jsonl, \.tsv"),
     ],
 )
@@ -457,6 +458,13 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path, capsys, make, out,
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.search(reason, last)
     assert not (tmp_path / out).exists()
+
+
+@pytest.mark.parametrize("command", ["write in m.csv", "prepare in out", "check m.csv"])
+def test_jobs_below_none_are_refused_by_their_flag(capsys, command):
+    assert run(*command.split(), "--jobs", -1) == 2
+    said = capsys.readouterr().err
+    assert said == "--jobs -1: allowed is 1 or more threads, or 0 for one a core\n"
 
 
 def test_a_tsv_cannot_name_members_of_a_tar(tmp_path):

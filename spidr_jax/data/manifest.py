@@ -50,6 +50,8 @@ def _list(lines: Iterable[str]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.jobs < 0:
+        raise ValueError(f"--jobs {args.jobs}: allowed is 1 or more threads, or 0 for one a core")
     if args.command == "check":
         report = check_manifest(args.manifest, min_samples=args.min_samples, jobs=args.jobs)
         _list([*report.odd, *report.bad])

@@ -158,12 +158,14 @@ def write_manifest(
         jobs: threads; 0 for one a core.
 
     Raises:
-        FileNotFoundError: where there is no `source`.
+        FileNotFoundError: where there is no `source`, or no folder for `output`.
         ValueError: a wrong `source` or `output`, or not one usable file.
     """
     suffix = os.path.splitext(output)[1]
     if suffix not in tables.SUFFIXES:
         raise ValueError(f"{output}: a manifest ends in one of {', '.join(tables.SUFFIXES)}")
+    if not os.path.isdir(folder := storage.parent(output)):
+        raise FileNotFoundError(f"{output}: there is no folder {folder}")
     listing = find_audio(source, extensions)
     if listing.in_archive and suffix == ".tsv":
         raise ValueError(f"{output}: a .tsv cannot name members of a tar: write .csv or .jsonl")
