@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import re
 
 import pytest
 import soundfile
@@ -45,7 +46,10 @@ def test_what_cannot_be_measured_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.endswith("none.csv: there is no such manifest\n")
     manifest, _ = make_corpus(tmp_path, 2)
     assert bench.main(["data", "--manifest", manifest]) == 2
-    assert "lower one of the two" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.search(r"\(--max-batch-samples 3800000 // \d+\); lower it, or add audio\n$", said)
+    assert bench.main(["data", "--manifest", manifest, "--threads", "2,0"]) == 2
+    assert capsys.readouterr().err == "--threads 0: allowed is 1 or more, such as 1,2,4\n"
 
 
 @pytest.mark.skipif(

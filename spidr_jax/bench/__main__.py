@@ -22,13 +22,19 @@ from spidr_jax.bench import kernels, loader, loop, memory, scale, setups, steps,
 
 
 def _run_data(args: argparse.Namespace) -> None:
-    rates = loader.bench_data(
-        args.manifest,
-        threads=args.threads,
-        seconds=args.seconds,
-        batch_samples=args.max_batch_samples,
-        reference=args.reference,
-    )
+    if min(args.threads) < 1:
+        raise ValueError(f"--threads {min(args.threads)}: allowed is 1 or more, such as 1,2,4")
+    try:
+        rates = loader.bench_data(
+            args.manifest,
+            threads=args.threads,
+            seconds=args.seconds,
+            batch_samples=args.max_batch_samples,
+            reference=args.reference,
+        )
+    except ValueError as error:  # a plan's, which names a config's field
+        line = str(error).replace("data.max_batch_samples", "--max-batch-samples")
+        raise ValueError(line) from None
     print(loader.table(rates))
 
 

@@ -285,11 +285,13 @@ def _place_rungs(
             return rungs
         tried, needed = rungs[0], rows[0]
         rungs = ladder.place_rungs(lengths, num_rungs, tried + 1)
+    product, lower = f"data.max_batch_samples {max_batch_samples} // {tried}", "it"
+    if planned_devices > 1:
+        product, lower = f"data.planned_devices {planned_devices} x {product}", "one of the two"
     raise ValueError(
         f"{lengths.utterances.sum():.0f} utterances ({lengths.audio.sum() / 57_600_000:.3g} h) "
-        f"fill no batch: even one of {tried} samples needs {needed} rows (data.planned_devices "
-        f"{planned_devices} x data.max_batch_samples {max_batch_samples} // {tried}); lower one of "
-        "the two, or add audio"
+        f"fill no batch: even one of {tried} samples needs {needed} rows ({product}); lower "
+        f"{lower}, or add audio"
     )
 
 
