@@ -35,10 +35,12 @@ def get_config():
     return config
 """
 
-# Of the model above. In float32 are norms and the heads' biases, the rest computes in bfloat16.
+# Of the model above. In float32 are norms and the heads' biases, the rest computes in bfloat16; the
+# gradient of the positional convolution's bias is summed in float32.
 NORM = 2 * 32
 LAYER = 32 * 96 + (32 * 32 + 32) + (32 * 48 + 48) + (48 * 32 + 32)
-ENCODER = (5 * 8 * 32 + 32) + 2 * LAYER
+CONV_BIAS = 32
+ENCODER = (5 * 8 * 32 + CONV_BIAS) + 2 * LAYER
 ENCODER_NORMS = (1 + 2 * 2) * NORM
 EXTRACTOR = 10 * 1 * 16 + 8 * 16 * 16
 PROJECTION = 16 * 32 + 32
@@ -49,8 +51,8 @@ CODEBOOKS = 2 * (8 * 32 + 8)
 STUDENT = ENCODER + ENCODER_NORMS
 PARAMS = STUDENT + EXTRACTOR + PROJECTION + EXTRACTOR_NORMS + HEADS + HEADS_BIASES + MASK
 TRAINED = PARAMS - NORM  # not the last layer's second norm
-GRADIENT = 2 * (ENCODER + EXTRACTOR + PROJECTION + HEADS + MASK)
-GRADIENT += 4 * (ENCODER_NORMS - NORM + EXTRACTOR_NORMS + HEADS_BIASES)
+GRADIENT = 2 * (ENCODER - CONV_BIAS + EXTRACTOR + PROJECTION + HEADS + MASK)
+GRADIENT += 4 * (CONV_BIAS + ENCODER_NORMS - NORM + EXTRACTOR_NORMS + HEADS_BIASES)
 
 
 @pytest.fixture(scope="module")
