@@ -212,11 +212,14 @@ class Checkpoints:
             ) from error
 
 
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a tree's arrays by their places in it."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+
+
 def _check_shapes(step: int, saved: Any, wanted: Any) -> None:
-    there, here = (
-        {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (saved, wanted))
-    )
+    there, here = shapes(saved), shapes(wanted)
     other = [name for name in here if there.get(name) != here[name]]
     if other:
         name = other[0]

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from spidr_jax.checks import check_fields
+from spidr_jax.checks import check_fields, is_integer
 
 CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 
@@ -49,7 +49,7 @@ class ModelConfig:
             if field.type is float:
                 self._check(field.name, 0 <= value < 1, "a rate from 0 to below 1")
             elif field.type is int:
-                self._check(field.name, isinstance(value, int) and value >= 1, "an integer from 1")
+                self._check(field.name, is_integer(value, 1), "an integer from 1")
         layers = self.extractor_conv_layer_config
         self._check(
             "extractor_conv_layer_config",

@@ -18,7 +18,6 @@ from jax.experimental.pallas import triton
 from spidr_jax import kernel_math
 from spidr_jax.by_rows import by_rows
 from spidr_jax.dropout import keep_at
-from spidr_jax.kernel_math import fma
 from spidr_jax.own_kernels import difference, run_now
 
 EPSILON = 1e-5
@@ -233,10 +232,10 @@ def _backward_kernel(
         standard = jnp.where(real, (x - triton.load(means_ref.at[*place])) * inverse, 0)
         if gelu:
             g *= kernel_math.gelu_slope(_affine(standard, scale, bias, interpret), interpret)
-        sums = fma(g, standard, sums[0], interpret), sums[1] + g
+        sums = kernel_math.fma(g, standard, sums[0], interpret), sums[1] + g
         g = g if scale is None else g * scale
         means = g.sum() * share, (g * standard).sum() * share
-        gradient = inverse * fma(standard, -means[1], g - means[0], interpret)
+        gradient = inverse * kernel_math.fma(standard, -means[1], g - means[0], interpret)
         gradient = gradient.astype(gradient_ref.dtype)
         triton.store(gradient_ref.at[*place, columns], gradient, mask=real)
         if seeds is not None:
@@ -296,7 +295,7 @@ def _each_frame(refs: tuple[Any, ...], compute: Callable[..., Any], carry: Any) 
 
 def _affine(x: Row, scale: Row | None, bias: Row | None, interpret: bool) -> Row:
     if scale is not None and bias is not None:
-        return fma(x, scale, bias, interpret)
+        return kernel_math.fma(x, scale, bias, interpret)
     x = x if scale is None else x * scale
     return x if bias is None else x + bias
 

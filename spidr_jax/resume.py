@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from spidr_jax import metrics, processes, stored
-from spidr_jax.checkpoint import Checkpoints
+from spidr_jax.checkpoint import Checkpoints, shapes
 from spidr_jax.config import changes, known
 from spidr_jax.train_step import TrainState
 
@@ -77,7 +76,7 @@ def adopt(state: TrainState, path: str) -> TrainState:
         raise type(error)(f"config.init_from: {error}") from None
     new = {"params": model.params, "teacher": model.teacher, "codebooks": model.codebooks}
     old = {name: getattr(state, name) for name in new}
-    ours, theirs = _shapes(old), _shapes(new)
+    ours, theirs = shapes(old), shapes(new)
     if wrong := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
         first = wrong[0]
         raise ValueError(
@@ -85,11 +84,6 @@ def adopt(state: TrainState, path: str) -> TrainState:
             f"{first}: {theirs.get(first, 'missing')} there, {ours.get(first, 'none')} here"
         )
     return state._replace(**jax.tree.map(lambda x, a: jax.device_put(a, x.sharding), old, new))
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
 
 
 def check_unstarted(folder: Path, every: int) -> None:
