@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax import first_layer, first_layer_kernel, kernel_math, own_kernels, plain
+from spidr_jax import first_layer, first_layer_kernel, own_kernels, plain
 from spidr_jax.extractor import FeatureExtractor, convolve
 from spidr_jax.model_config import ModelConfig
 
@@ -165,32 +165,6 @@ for split, expected in zip(compiled(*arguments), alone, strict=True):
 
 def test_two_devices_compute_the_same_each_for_its_own_row() -> None:
     subprocess.run([sys.executable, "-c", ON_TWO_DEVICES], cwd=Path(__file__).parent, check=True)
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]:
-    """Ask for the kernel, in a type, as if there were a GPU, which only interprets."""
-    right = first_layer_kernel.largest_error
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(first_layer_kernel, "largest_error", lambda *a: right(*a, interpret=True))
-    yield lambda dtype: first_layer.own_kernel(10, 24, dtype)
-    own_kernels.load.cache_clear()
-    for each in (first_layer_kernel._forward_call, first_layer_kernel._backward_call):
-        each.cache_clear()
-
-
-def test_a_kernel_that_agrees_is_taken(load: Callable[[Any], Any]) -> None:
-    assert load(jnp.bfloat16) is first_layer_kernel
-    assert load(jnp.float32) is None
-
-
-def test_a_kernel_with_another_slope_is_not_taken(
-    load: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(kernel_math, "gelu_slope", kernel_math.gelu)
-    assert load(jnp.bfloat16) is None
-    said = capsys.readouterr().out
-    assert said.startswith("first layer without a kernel of its own: its results are off by 0.")
 
 
 LAYERS = [(24, 10, 5), (24, 3, 2)]

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,31 +104,6 @@ for split, alone in zip(compiled(*arguments), step(both, vectors, seeds, g), str
 
 def test_two_devices_compute_the_same_each_for_its_own_row() -> None:
     subprocess.run([sys.executable, "-c", ON_TWO_DEVICES], cwd=Path(__file__).parent, check=True)
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]:
-    """Ask for the kernel, in a type, as if there were a GPU, which only interprets."""
-    right = norm_kernel.largest_error
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(norm_kernel, "largest_error", lambda *a: right(*a, interpret=True))
-    yield lambda dtype: own_kernels.load("norms", "norm_kernel", dtype, 24, ops._plain)
-    own_kernels.load.cache_clear()
-    norm_kernel._backward_call.cache_clear()
-
-
-def test_a_kernel_that_agrees_is_taken(load: Callable[[Any], Any]) -> None:
-    assert load(jnp.bfloat16) is norm_kernel
-
-
-def test_a_kernel_with_another_dropout_mask_is_not_taken(
-    load: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    right = dropout.keep_at
-    monkeypatch.setattr(norm_kernel, "keep_at", lambda i, *others: right(i + 1, *others))
-    assert load(jnp.bfloat16) is None
-    said = capsys.readouterr().out
-    assert said.startswith("norms without a kernel of its own: its results are off by 0.")
 
 
 def test_the_rules_give_the_kernel_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax import attention, attention_kernel, dropout, grouped_conv, own_kernels, plain
+from spidr_jax import (
+    attention,
+    attention_kernel,
+    dropout,
+    first_layer_kernel,
+    grouped_conv,
+    kernel_math,
+    norm_kernel,
+    ops,
+    own_kernels,
+    plain,
+)
 from spidr_jax import grouped_conv_kernel as conv_kernel
 
 KERNEL = 5, 6, 12  # taps, channels of a group, outputs: of two groups
@@ -17,6 +28,8 @@ KERNEL = 5, 6, 12  # taps, channels of a group, outputs: of two groups
 KERNELS: dict[str, tuple[Any, ...]] = {
     "attention": ("attention_kernel", 16, attention._attention),
     "convolution": ("grouped_conv_kernel", KERNEL, 2, grouped_conv._plain),
+    "norms": ("norm_kernel", 24, ops._plain),
+    "first layer": ("first_layer_kernel", 10, 24),
 }
 
 
@@ -32,7 +45,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch, on_gpu: None) -> Iterator[None]:
     """As if there were a GPU that runs kernels."""
-    for module in (attention_kernel, conv_kernel):
+    for module in (attention_kernel, conv_kernel, norm_kernel, first_layer_kernel):
         check = module.largest_error
         monkeypatch.setattr(
             module, "largest_error", lambda *a, check=check: check(*a, interpret=True)
@@ -42,6 +55,10 @@ def interpreted(monkeypatch: pytest.MonkeyPatch, on_gpu: None) -> Iterator[None]
         attention_kernel._calls,
         conv_kernel._convolution,
         conv_kernel._correlation,
+        norm_kernel._forward_call,
+        norm_kernel._backward_call,
+        first_layer_kernel._forward_call,
+        first_layer_kernel._backward_call,
     ):
         each.cache_clear()
 
@@ -61,15 +78,31 @@ def test_a_kernel_that_agrees_is_taken_for_16_bits(name: str, interpreted: None)
     assert own_kernels.load(name, module, jnp.float32, *arguments) is None
 
 
-def test_a_kernel_with_another_dropout_mask_is_not_taken(
-    interpreted: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "part", "wrong"),
+    [
+        (
+            "attention",
+            (attention_kernel, "keep_pairs"),
+            lambda q, *a: dropout.keep_pairs(q + 2, *a),
+        ),
+        ("norms", (norm_kernel, "keep_at"), lambda i, *a: dropout.keep_at(i + 1, *a)),
+        ("first layer", (kernel_math, "gelu_slope"), kernel_math.gelu),
+    ],
+)
+def test_a_kernel_with_another_dropout_mask_or_slope_is_not_taken(
+    name: str,
+    part: tuple[Any, str],
+    wrong: Any,
+    interpreted: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    right = dropout.keep_pairs
-    monkeypatch.setattr(attention_kernel, "keep_pairs", lambda q, *others: right(q + 2, *others))
-    module, *arguments = KERNELS["attention"]
-    assert own_kernels.load("attention", module, jnp.bfloat16, *arguments) is None
+    monkeypatch.setattr(*part, wrong)
+    module, *arguments = KERNELS[name]
+    assert own_kernels.load(name, module, jnp.bfloat16, *arguments) is None
     said = capsys.readouterr().out
-    assert said.startswith("attention without a kernel of its own: its results are off by 0.")
+    assert said.startswith(f"{name} without a kernel of its own: its results are off by 0.")
 
 
 def test_a_kernel_that_leaves_out_the_last_block_is_not_taken(
