@@ -10,7 +10,7 @@ the PyTorch reference; its layer-6 codebooks reach ABX 2.99 % within, 3.33 % acr
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from spidr_jax.model_config import CONV_LAYERS
+from spidr_jax.model.config import CONV_LAYERS
 
 
 def get_config() -> ConfigDict:

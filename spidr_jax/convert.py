@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from spidr_jax import stored, torch_files, torch_names
-from spidr_jax.reference_config import MODEL_TYPES, to_reference
-from spidr_jax.torch_names import from_torch, to_torch
+from spidr_jax.weights import load as stored
+from spidr_jax.weights import torch_files, torch_names
+from spidr_jax.weights.reference_config import MODEL_TYPES, to_reference
+from spidr_jax.weights.torch_names import from_torch, to_torch
 
 __all__ = ["from_torch", "from_torch_file", "main", "to_torch", "to_torch_file"]
 
@@ -119,7 +120,7 @@ def _state(file: torch_files.TorchFile) -> tuple[dict[str, Any], bool]:
         names = ("params", "teacher", "codebooks")
         arrays = dict(zip(names, from_torch(file.state), strict=True))
         return {"step": np.asarray(file.step, np.int32)} | arrays, False
-    from spidr_jax.torch_training import train_state
+    from spidr_jax.weights.torch_training import train_state
 
     return train_state(file)._asdict(), True
 
@@ -129,7 +130,7 @@ def _save(
 ) -> None:
     import jax
 
-    from spidr_jax.checkpoint import Checkpoints
+    from spidr_jax.train.checkpoint import Checkpoints
 
     with jax.default_device(jax.devices("cpu")[0]):
         state = jax.tree.map(jax.numpy.asarray, state)  # Orbax wants no views with odd strides

@@ -21,16 +21,18 @@ from typing import Any
 
 import jax
 
-from spidr_jax import inference, measure, windows
 from spidr_jax.data import audio
 from spidr_jax.data.corpus import Corpus, open_manifest
 from spidr_jax.eval import abx, items
-from spidr_jax.evaluation_sets import open_set
-from spidr_jax.forward import KINDS, layers_of, make_joint_forward
-from spidr_jax.measure import AbxOptions, EvaluationSet
-from spidr_jax.model_config import ModelConfig
-from spidr_jax.reference_config import MODEL_TYPES
-from spidr_jax.scores import Measured, as_dict, table
+from spidr_jax.eval.results import Measured, as_dict, table
+from spidr_jax.inference import model as inference
+from spidr_jax.inference import outputs as measure
+from spidr_jax.inference import windows
+from spidr_jax.inference.datasets import open_set
+from spidr_jax.inference.forward import KINDS, layers_of, make_joint_forward
+from spidr_jax.inference.outputs import AbxOptions, EvaluationSet
+from spidr_jax.model.config import ModelConfig
+from spidr_jax.weights.reference_config import MODEL_TYPES
 
 _Found = tuple[list[Measured], dict[str, int]]  # numbers, and counts of the items
 

@@ -20,12 +20,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from spidr_jax import extract_files, inference, sharding, windows
 from spidr_jax.data import audio, parallel
 from spidr_jax.data.corpus import Corpus, Row, open_manifest
-from spidr_jax.forward import KINDS
-from spidr_jax.model_config import num_frames
-from spidr_jax.reference_config import MODEL_TYPES
+from spidr_jax.inference import model as inference
+from spidr_jax.inference import windows
+from spidr_jax.inference import writers as extract_files
+from spidr_jax.inference.forward import KINDS
+from spidr_jax.model.config import num_frames
+from spidr_jax.train import sharding
+from spidr_jax.weights.reference_config import MODEL_TYPES
 
 
 def extract(

@@ -11,11 +11,16 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from spidr_jax import compilation, processes, stop, train, watchdog
-from spidr_jax import config as config_lib
 from spidr_jax.data.pipeline import BadDataError
-from spidr_jax.data.toy import make_corpus
-from spidr_jax.health import NotFiniteError
+from spidr_jax.report import draw
+from spidr_jax.toy import make_corpus
+from spidr_jax.train import config as config_lib
+from spidr_jax.train import distributed as processes
+from spidr_jax.train import loop as train
+from spidr_jax.train import preemption as stop
+from spidr_jax.train import programs as compilation
+from spidr_jax.train import watchdog
+from spidr_jax.train.monitors import NotFiniteError
 
 CORPUS_SECONDS = 1800  # that the other processes wait for the one that makes the corpus
 
@@ -91,7 +96,11 @@ def run(config: ConfigDict) -> int:
         opened = train.open_run(config)
         state = train.build_state(opened)
     with one_line_errors(OSError, BadDataError, NotFiniteError):
-        return train.train(opened, state)
+        try:
+            return train.train(opened, state)
+        finally:
+            if processes.is_first():
+                draw(opened.folder)
 
 
 if __name__ == "__main__":

@@ -19,5 +19,9 @@ _folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", _cache.name))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_folder / os.environ.get("PYTEST_XDIST_WORKER", ""))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+# Subprocesses of tests in any folder import the helpers that lie here.
+_paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _paths))
+
 # A shell's background jobs, and what they start, would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from spidr_jax import convert, train_step
-from spidr_jax.model_config import ModelConfig
-from spidr_jax.train_step import StepConfig, TrainState
+from spidr_jax import convert
+from spidr_jax.method import step as train_step
+from spidr_jax.method.step import StepConfig, TrainState
+from spidr_jax.model.config import ModelConfig
 
 FIELDS = {
     "extractor_conv_layer_config": ((6, 10, 5), (7, 3, 2)),

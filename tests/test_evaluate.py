@@ -11,12 +11,14 @@ import soundfile
 import tiny
 
 import spidr_jax
-from spidr_jax import evaluate, evaluation_sets, measure
+from spidr_jax import evaluate
 from spidr_jax.data.corpus import open_manifest
 from spidr_jax.eval import abx, items, kmeans, quality
 from spidr_jax.eval.alignment import read_alignment
 from spidr_jax.eval.mfcc import mfcc
-from spidr_jax.forward import make_joint_forward
+from spidr_jax.inference import datasets as evaluation_sets
+from spidr_jax.inference import outputs as measure
+from spidr_jax.inference.forward import make_joint_forward
 
 SPEAKERS = {"s": 1.0, "t": 1.15}
 PHONES = {"A": 0.06, "E": 0.11, "O": 0.2, "SIL": 0.0}  # radians a sample

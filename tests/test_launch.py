@@ -18,7 +18,9 @@ import tiny
 import yaml
 from group import environment
 
-from spidr_jax import metrics, processes, train
+from spidr_jax.train import distributed as processes
+from spidr_jax.train import loop as train
+from spidr_jax.train import metrics
 
 LAUNCH = tiny.REPOSITORY / "launch"
 JOBSET = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())

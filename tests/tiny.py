@@ -12,12 +12,12 @@ import numpy as np
 import soundfile
 from ml_collections import ConfigDict
 
-from spidr_jax import train_step
-from spidr_jax.checkpoint import Checkpoints
 from spidr_jax.data.corpus import open_manifest
 from spidr_jax.eval.items import COLUMNS
-from spidr_jax.model_config import ModelConfig
-from spidr_jax.train_step import StepConfig
+from spidr_jax.method import step as train_step
+from spidr_jax.method.step import StepConfig
+from spidr_jax.model.config import ModelConfig
+from spidr_jax.train.checkpoint import Checkpoints
 
 REPOSITORY = Path(__file__).parent.parent
 SMOKE = REPOSITORY / "configs" / "smoke.py"

@@ -6,7 +6,7 @@ computed twice counts twice. B batch, S samples, T frames, D model width, K code
 
 from typing import NamedTuple
 
-from spidr_jax.model_config import ModelConfig, num_frames
+from spidr_jax.model.config import ModelConfig, num_frames
 
 
 class Arithmetic(NamedTuple):

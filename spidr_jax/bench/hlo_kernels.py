@@ -8,14 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from spidr_jax.bench import hlo_cost
-from spidr_jax.bench.hlo import (
-    Computation,
-    Instruction,
-    Program,
-    first_array,
-    operand_shape,
-    parse,
-)
+from spidr_jax.bench.hlo import Computation, Instruction, Program, first_array, operand_shape, parse
 
 _BRANCHES = re.compile(r"\b(?:branch_computations=\{([^}]*)|(?:true|false)_computation=([\w.%-]+))")
 _BOOKKEEPING = re.compile(

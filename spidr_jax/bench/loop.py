@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from spidr_jax import config as config_lib
-from spidr_jax import phases, sharding
 from spidr_jax.bench.setups import Setup
-from spidr_jax.compilation import Programs
 from spidr_jax.data import pipeline
 from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.data.plan import Plan, make_plan
 from spidr_jax.data.sources import Source, open_sources
+from spidr_jax.train import config as config_lib
+from spidr_jax.train import phases, sharding
+from spidr_jax.train.programs import Programs
 
 _LEAD = 8  # steps before timing, in which the pipeline spends what it has read ahead
 ROUNDS = 4

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from spidr_jax import sharding
 from spidr_jax.bench import targets
 from spidr_jax.bench.targets import Machine
-from spidr_jax.train_step import StepConfig
+from spidr_jax.method.step import StepConfig
+from spidr_jax.train import sharding
 
 ROWS = (1, 2, 4, 8, 16)
 _MEASURED, _CHECKED = (2, 16), 8

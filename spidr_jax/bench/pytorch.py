@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spidr_jax import config as config_lib
-from spidr_jax import masking, reference_config
 from spidr_jax.bench.setups import Setup
 from spidr_jax.bench.timing import Start
+from spidr_jax.method import masking
+from spidr_jax.train import config as config_lib
+from spidr_jax.weights import reference_config
 
 EAGER, COMPILED = "reference, eager", "reference, compiled"
 

@@ -17,9 +17,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from spidr_jax import compilation, config_file, phases, sharding
-from spidr_jax import config as config_lib
-from spidr_jax.train_step import StepConfig, TrainState
+from spidr_jax.method.step import StepConfig, TrainState
+from spidr_jax.train import config as config_lib
+from spidr_jax.train import config_file, phases, sharding
+from spidr_jax.train import programs as compilation
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 _OPERATION = re.compile(rf"^\s*(?:ROOT )?(%\S+) = (.+?) ({'|'.join(KINDS)})\(([^)]*)\)")

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from spidr_jax import config as config_lib
-from spidr_jax import config_file
-from spidr_jax.model_config import num_frames
-from spidr_jax.train_step import StepConfig
+from spidr_jax.method.step import StepConfig
+from spidr_jax.model.config import num_frames
+from spidr_jax.train import config as config_lib
+from spidr_jax.train import config_file
 
 USUAL_SAMPLES = 235_600  # of an utterance in the published recipe's batches of 3.8 M samples
 

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spidr_jax import codebook, masking, model, optim, teacher, train_step
 from spidr_jax.bench import flops
 from spidr_jax.bench.setups import Setup
 from spidr_jax.bench.timing import Start, caller, durations, spread, stepper
-from spidr_jax.encoder import PositionalConv, SelfAttention
-from spidr_jax.train_step import TrainState
+from spidr_jax.method import codebook, masking, optim, teacher
+from spidr_jax.method import step as train_step
+from spidr_jax.method.step import TrainState
+from spidr_jax.model import model
+from spidr_jax.model.encoder import PositionalConv, SelfAttention
 
 INSIDE = ("positional convolution", "attention")  # of the encoders, so not of the step's sum
 Tree = Any

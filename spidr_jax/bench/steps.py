@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from spidr_jax import phases, sharding
 from spidr_jax.bench import flops, memory, profiling, setups, step_parts
 from spidr_jax.bench.setups import Setup
 from spidr_jax.bench.timing import Start, measure_peak, spread, stepper, take_turns
 from spidr_jax.data.audio import SAMPLE_RATE
-from spidr_jax.train_step import TrainState
+from spidr_jax.method.step import TrainState
+from spidr_jax.train import phases, sharding
 
 WARM_UP = 2  # steps
 OURS = "spidr_jax"

@@ -17,9 +17,9 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from spidr_jax import backend
 from spidr_jax.bench import scale
-from spidr_jax.train_step import StepConfig, TrainState
+from spidr_jax.method.step import StepConfig, TrainState
+from spidr_jax.ops import platform as backend
 
 _CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 _CUDA_TOOLS = ("nvidia.cu13", "nvidia.cuda_nvcc")  # where ptxas comes from with pip

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spidr_jax import evaluation_sets, inference
 from spidr_jax.data import audio
 from spidr_jax.data.corpus import Corpus, Row
 from spidr_jax.eval import quality
+from spidr_jax.inference import datasets as evaluation_sets
+from spidr_jax.inference import model as inference
 from spidr_jax.report.runs import Run
 
 _MAX_SECONDS = 300  # of audio that goes through the model

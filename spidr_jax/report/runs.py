@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spidr_jax import metrics
+from spidr_jax.train import metrics
 
 Point = tuple[float, float | None]  # None: a value that was not finite
 

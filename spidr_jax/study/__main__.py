@@ -25,10 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spidr_jax import config as config_lib
 from spidr_jax.study import table
 from spidr_jax.study.plan import PlannedRun, Study, plan, read_fields, split
 from spidr_jax.study.runs import Runner, alone, outcome
+from spidr_jax.train import config as config_lib
 
 _FREE = ("evaluation", "evaluation_every", "evaluation_share")  # what is missing is measured later
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from spidr_jax import config as config_lib
-from spidr_jax import config_file
-from spidr_jax.evaluation_sets import parse_sets
+from spidr_jax.inference.datasets import parse_sets
+from spidr_jax.train import config as config_lib
+from spidr_jax.train import config_file
 
 _OWN = {"workdir": "--out says it", "seed": "--seeds says it"}
 _LONGEST = 100  # characters of a folder's name

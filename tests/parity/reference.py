@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax import convert, optim, train_step
-from spidr_jax.model_config import ModelConfig, num_frames
-from spidr_jax.optim import OptimizerConfig
-from spidr_jax.teacher import TeacherConfig
-from spidr_jax.train_step import StepConfig, TrainState
+from spidr_jax import convert
+from spidr_jax.method import optim
+from spidr_jax.method import step as train_step
+from spidr_jax.method.optim import OptimizerConfig
+from spidr_jax.method.step import StepConfig, TrainState
+from spidr_jax.method.teacher import TeacherConfig
+from spidr_jax.model.config import ModelConfig, num_frames
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("spidr")

@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax import convert, orbax_files, stored, torch_files, torch_names, torch_training
-from spidr_jax.model_config import ModelConfig
-from spidr_jax.reference_config import to_reference
-from spidr_jax.teacher import TeacherConfig
-from spidr_jax.train_step import TrainState
+from spidr_jax import convert
+from spidr_jax.method.step import TrainState
+from spidr_jax.method.teacher import TeacherConfig
+from spidr_jax.model.config import ModelConfig
+from spidr_jax.weights import load as stored
+from spidr_jax.weights import orbax as orbax_files
+from spidr_jax.weights import torch_files, torch_names, torch_training
+from spidr_jax.weights.reference_config import to_reference
 
 pytest.importorskip("torch")
 pytest.importorskip("spidr")
@@ -63,7 +66,7 @@ def test_a_file_of_ours_loads_strictly_and_computes_the_same(
 ) -> None:
     from spidr.models import build_model
 
-    from spidr_jax import model
+    from spidr_jax.model import model
 
     pair = reference.make_pair(kind, reference.SMALL | fields)
     pair.model.current_step.fill_(7)
@@ -104,8 +107,9 @@ def save_run(pair: reference.Pair, made: tuple[Any, Any, Any], folder: Path, ste
 
 def continued(run: Path, pair: reference.Pair) -> TrainState:
     """The state that the training code restores of an imported run."""
-    from spidr_jax import optim, train_step
-    from spidr_jax.checkpoint import Checkpoints
+    from spidr_jax.method import optim
+    from spidr_jax.method import step as train_step
+    from spidr_jax.train.checkpoint import Checkpoints
 
     target = jax.eval_shape(lambda key: train_step.init_state(pair.config, key), jax.random.key(0))
     checkpoints = Checkpoints(run / "checkpoints", keep=3)
@@ -317,8 +321,8 @@ def test_safetensors_hold_the_same(tmp_path: Path) -> None:
 def test_the_training_command_goes_on_with_a_pytorch_run(tmp_path: Path) -> None:
     import tiny
 
-    from spidr_jax import config as config_lib
-    from spidr_jax import train
+    from spidr_jax.train import config as config_lib
+    from spidr_jax.train import loop as train
 
     config = tiny.config(tiny.write_corpus(tmp_path / "corpus"), tmp_path / "run")
     ours = config_lib.step_config(config)

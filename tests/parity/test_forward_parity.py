@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax import model, train_step
-from spidr_jax.model_config import num_frames
+from spidr_jax.method import step as train_step
+from spidr_jax.model import model
+from spidr_jax.model.config import num_frames
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("spidr")

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from spidr_jax import convert, train_step
-from spidr_jax.train_step import StepConfig
+from spidr_jax import convert
+from spidr_jax.method import step as train_step
+from spidr_jax.method.step import StepConfig
 
 pytest.importorskip("torch")
 pytest.importorskip("spidr")

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax import masking
-from spidr_jax.masking import MaskingConfig
+from spidr_jax.method import masking
+from spidr_jax.method.masking import MaskingConfig
 
 torch = pytest.importorskip("torch")
 spidr = pytest.importorskip("spidr")

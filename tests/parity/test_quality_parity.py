@@ -58,7 +58,7 @@ def speech_pairs(folder):
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
-    from spidr_jax.data.toy import make_corpus
+    from spidr_jax.toy import make_corpus
 
     folder = tmp_path_factory.mktemp("toy") / "corpus"
     make_corpus(folder, train_utterances_per_speaker=2, dev_sentences=1)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax import optim, teacher
-from spidr_jax.optim import OptimizerConfig
-from spidr_jax.teacher import TeacherConfig
+from spidr_jax.method import optim, teacher
+from spidr_jax.method.optim import OptimizerConfig
+from spidr_jax.method.teacher import TeacherConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("spidr")

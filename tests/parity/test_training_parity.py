@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from spidr_jax import convert
-from spidr_jax.model_config import ModelConfig
-from spidr_jax.teacher import TeacherConfig
-from spidr_jax.train_step import TrainState
+from spidr_jax.method.step import TrainState
+from spidr_jax.method.teacher import TeacherConfig
+from spidr_jax.model.config import ModelConfig
 
 pytest.importorskip("torch")
 pytest.importorskip("spidr")

@@ -1,0 +1,1 @@
+"""A model in use: one utterance, a batch, a stream, a corpus."""

@@ -1,0 +1,79 @@
+"""The corpora that layers are measured on, each with what is known of its utterances."""
+
+import re
+from typing import NamedTuple
+
+from spidr_jax.data.corpus import open_manifest
+from spidr_jax.eval import items
+from spidr_jax.eval.alignment import read_alignment
+from spidr_jax.inference.outputs import EvaluationSet
+
+
+class Spec(NamedTuple):
+    """An entry of `config.evaluation`: a set's name and the paths of its files."""
+
+    name: str
+    manifest: str
+    alignment: str | None
+    item: str | None
+
+
+def parse_sets(text: str) -> list[Spec]:
+    """Read "name:manifest:alignment:item,..."; either the alignment or the item may be left out.
+
+    Raises:
+        ValueError: naming the entry and what is wrong with it.
+    """
+    sets: dict[str, Spec] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, manifest, alignment, item, *more = [*entry.split(":"), "", "", ""]
+        whole = re.fullmatch(r"[A-Za-z0-9_-]+", name) and manifest and (alignment or item)
+        if not whole or any(more):
+            raise ValueError(
+                f"config.evaluation: {entry!r} is not name:manifest:alignment:item (name:manifest:"
+                "alignment without ABX, name:manifest::item without phones)"
+            )
+        if name in sets:
+            raise ValueError(f"config.evaluation: the name {name!r} stands twice")
+        sets[name] = Spec(name, manifest, alignment or None, item or None)
+    return list(sets.values())
+
+
+def open_sets(text: str) -> list[EvaluationSet]:
+    """Open what `parse_sets` reads.
+
+    Raises:
+        ValueError: an entry is malformed, or a set's files are or do not fit each other.
+        FileNotFoundError: a file is missing.
+    """
+    sets = []
+    for spec in parse_sets(text):
+        try:
+            sets.append(open_set(*spec))
+        except FileNotFoundError as error:
+            reason = f"{error.filename}: there is no such file" if error.filename else str(error)
+            raise FileNotFoundError(f"config.evaluation: {spec.name}: {reason}") from None
+        except ValueError as error:
+            raise ValueError(f"config.evaluation: {spec.name}: {error}") from None
+    return sets
+
+
+def open_set(
+    name: str, manifest: str, alignment: str | None = None, item: str | None = None
+) -> EvaluationSet:
+    """Open a corpus with its alignment, its ABX items, or both.
+
+    Raises:
+        ValueError: an utterance has no alignment, an item's file is no utterance, or a file is
+            malformed.
+        FileNotFoundError: a file is missing.
+    """
+    corpus = open_manifest(manifest)
+    phones = None if alignment is None else read_alignment(alignment)
+    known = {row.fileid for row in corpus}
+    if phones is not None and (missing := sorted(known - phones.keys())):
+        raise ValueError(f"{alignment}: has no phones of {missing[0]!r} of {manifest}")
+    found = None if item is None else items.read_items(item)
+    if found is not None and (missing := sorted(set(found.fileid.tolist()) - known)):
+        raise ValueError(f"{item}: {missing[0]!r} is no utterance of {manifest}")
+    return EvaluationSet(name, corpus, phones, found)

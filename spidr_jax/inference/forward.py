@@ -1,0 +1,92 @@
+"""What a trained student says of audio: features, codebook probabilities, units.
+
+B batch, S samples, T frames, D model width, V codes per codebook, n layers asked for.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from spidr_jax.model import model
+from spidr_jax.model.config import ModelConfig
+
+KINDS = ("features", "codebooks", "units")
+Forward = Callable[[model.Params, Any, Any], jax.Array]
+JointForward = Callable[[model.Params, Any, Any], dict[str, jax.Array]]
+
+
+def make_forward(config: ModelConfig, dtype: Any, kind: str, layers: tuple[int, ...]) -> Forward:
+    """Make the jitted function (params, waveforms [B, S], lengths [B]) -> output of `layers`.
+
+    Features are the layers' feed-forward outputs before the residual, float32 [n, B, T, D];
+    codebooks the probabilities of their heads, float32 [n, B, T, V]; units the most probable
+    codes, int32 [n, B, T]. The audio is not masked. Only what the layers need is computed.
+
+    Raises:
+        ValueError: a layer does not exist, or has no head.
+    """
+    forward = make_joint_forward(config, dtype, {kind: layers})
+    return jax.jit(lambda params, waveforms, lengths: forward(params, waveforms, lengths)[kind])
+
+
+def make_joint_forward(
+    config: ModelConfig, dtype: Any, layers: Mapping[str, tuple[int, ...]]
+) -> JointForward:
+    """Make the jitted function that gives several kinds of output at once, each of its layers.
+
+    Raises:
+        ValueError: a layer does not exist, or has no head.
+    """
+    for kind, numbers in layers.items():
+        allowed = layers_of(config, kind)
+        if wrong := [layer for layer in numbers if layer not in allowed]:
+            raise ValueError(
+                f"layer {wrong[0]}: {kind} are there for layers {allowed[0]} to {allowed[-1]}"
+            )
+    nets = model.build(config, dtype)
+
+    def forward(params: model.Params, waveforms: jax.Array, lengths: jax.Array) -> Any:
+        with _precision(dtype):
+            feats, frame_mask = model.extract(nets, params, waveforms, lengths)
+            encoded = model.encode(nets, params["student"], feats, frame_mask)
+            return {
+                kind: _output(nets, params, *encoded, kind, numbers)
+                for kind, numbers in layers.items()
+            }
+
+    return jax.jit(forward)
+
+
+def layers_of(config: ModelConfig, kind: str) -> range:
+    """The layers that have this kind of output."""
+    first = 1 if kind == "features" else config.codebook_layers[0]
+    return range(first, config.encoder_num_layers + 1)
+
+
+def _output(
+    nets: model.Networks,
+    params: model.Params,
+    final: jax.Array,
+    outputs: list[jax.Array],
+    kind: str,
+    layers: tuple[int, ...],
+) -> jax.Array:
+    chosen = [outputs[layer - 1] for layer in layers]
+    if kind == "features":
+        return jnp.stack(chosen).astype(jnp.float32)
+    first = layers_of(nets.encoder.config, kind)[0]
+    indices = jnp.array([layer - first for layer in layers])
+    heads = jax.tree.map(lambda x: x[indices], params["heads"])
+    some = nets._replace(heads=nets.heads.clone(num_codebooks=len(layers)))
+    logits = model.predict(some, params | {"heads": heads}, final, chosen)
+    return jnp.argmax(logits, axis=-1) if kind == "units" else jax.nn.softmax(logits)
+
+
+def _precision(dtype: Any) -> contextlib.AbstractContextManager[Any]:
+    """Float32 means float32, where the hardware's default would be less."""
+    if dtype == jnp.float32:
+        return jax.default_matmul_precision("float32")
+    return contextlib.nullcontext()

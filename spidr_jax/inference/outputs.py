@@ -1,0 +1,239 @@
+"""What a model's layers are worth on a corpus: unit quality and ABX of each of its outputs.
+
+F frames of all files one after another, D width, V codes or clusters.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spidr_jax.data import audio, parallel
+from spidr_jax.data.corpus import Corpus, Row
+from spidr_jax.eval import abx as abx_task
+from spidr_jax.eval import kmeans
+from spidr_jax.eval.abx import AbxError
+from spidr_jax.eval.items import Items, locate, places
+from spidr_jax.eval.quality import UnitsQuality, units_quality
+from spidr_jax.eval.results import Measured
+from spidr_jax.inference import model as inference
+from spidr_jax.inference.forward import JointForward
+from spidr_jax.model import model
+from spidr_jax.model.config import ModelConfig, num_frames
+
+MFCC = "MFCC"
+_TITLE = "evaluate"
+Source = tuple[str, int | str]  # kind, and the layer's number or "MFCC"
+
+
+class EvaluationSet(NamedTuple):
+    """A named corpus with what is known of its utterances.
+
+    Attributes:
+        name: for its numbers.
+        corpus: the utterances.
+        phones: of each file, one every 10 ms, or None.
+        items: of an ABX task, or None.
+    """
+
+    name: str
+    corpus: Corpus
+    phones: dict[str, Any] | None
+    items: Items | None = None
+
+
+class AbxOptions(NamedTuple):
+    """See `abx.measure`; by default every triplet counts."""
+
+    context: str = "within"
+    max_size_group: int | None = None
+    max_x_across: int | None = None
+    seed: int = 0
+
+
+class Outputs(NamedTuple):
+    """Outputs of a corpus.
+
+    Attributes:
+        files: first frame and number of frames of each file.
+        arrays: by kind and layer, [F, D] or, of units, [F].
+    """
+
+    files: dict[str, tuple[int, int]]
+    arrays: dict[Source, np.ndarray]
+
+
+@contextlib.contextmanager
+def collected(
+    outputs: Iterable[tuple[str, Mapping[str, np.ndarray]]],
+    layers: Mapping[str, tuple[int | str, ...]],
+) -> Iterator[Outputs]:
+    """Put the outputs of many files together, in temporary files: all layers may be many gigabytes.
+
+    Args:
+        outputs: file ids with arrays [n, T, ...] of each kind.
+        layers: the n layers of each kind.
+    """
+    lengths: list[tuple[str, int]] = []
+    shapes: dict[Source, tuple[Any, tuple[int, ...]]] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="spidr-jax-") as folder,
+        contextlib.ExitStack() as stack,
+    ):
+        sources = [(kind, layer) for kind, numbers in layers.items() for layer in numbers]
+        paths = {source: Path(folder, "-".join(map(str, source))) for source in sources}
+        files = {source: stack.enter_context(path.open("wb")) for source, path in paths.items()}
+        for fileid, found in outputs:
+            for kind, numbers in layers.items():
+                for layer, array in zip(numbers, found[kind], strict=True):
+                    files[kind, layer].write(np.ascontiguousarray(array).data)
+                    shapes[kind, layer] = array.dtype, array.shape[1:]
+            lengths.append((fileid, found[kind].shape[1]))
+        for file in files.values():
+            file.flush()
+        yield Outputs(
+            places(lengths),
+            {
+                source: np.memmap(paths[source], dtype, "r").reshape(-1, *shape)
+                for source, (dtype, shape) in shapes.items()
+            },
+        )
+
+
+def of_model(
+    forward: JointForward,
+    params: model.Params,
+    config: ModelConfig,
+    corpus: Corpus,
+    batch_samples: int,
+    title: str = _TITLE,
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Outputs of every utterance by one forward pass, as `collected` takes them.
+
+    Args:
+        forward: of `forward.make_joint_forward`.
+        params: the student side's parameters.
+        config: the architecture.
+        corpus: the utterances.
+        batch_samples: padded samples of a batch.
+        title: of the progress bar, empty for none.
+
+    Raises:
+        audio.AudioError: a file cannot be used.
+        ValueError: one is too short for a frame.
+    """
+
+    def standardised(row: Row) -> np.ndarray:
+        pcm = audio.read_pcm(row)
+        if num_frames(len(pcm), config.extractor_conv_layer_config) < 1:
+            raise ValueError(f"{row.place}: {len(pcm)} samples are too short for a frame")
+        return audio.standardised(pcm)
+
+    utterances = _read(corpus, standardised, title)
+    return inference.stream(forward, params, config, utterances, batch_samples=batch_samples)
+
+
+def of_mfcc(corpus: Corpus) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """MFCC of every utterance as features of one layer, as `collected` takes them.
+
+    Raises:
+        audio.AudioError: a file cannot be used.
+        ValueError: one is too short for a frame.
+    """
+    from spidr_jax.eval.mfcc import mfcc
+
+    def features(row: Row) -> np.ndarray:
+        try:
+            return mfcc(audio.read_pcm(row) / np.float32(32_768))
+        except ValueError as error:
+            raise ValueError(f"{row.place}: {error}") from None
+
+    for fileid, values in _read(corpus, features, _TITLE):
+        yield fileid, {"features": values[None]}
+
+
+def _read(corpus: Corpus, function: Any, title: str) -> Iterator[tuple[str, np.ndarray]]:
+    """What the function makes of each row, in order of length, by threads that run ahead."""
+    order = np.argsort(corpus.num_samples, kind="stable").tolist()
+    rows = [corpus.row(index) for index in order]
+    found = parallel.each(lambda i: function(rows[i]), len(rows), jobs=0, title=title)
+    return ((row.fileid, values) for row, values in zip(rows, found, strict=True))
+
+
+def with_kmeans(outputs: Outputs, fitted_on: Outputs, clusters: int, seed: int) -> Outputs:
+    """Add k-means units of all features, with centres fitted on those of `fitted_on`.
+
+    Raises:
+        ValueError: see `kmeans.fit`.
+    """
+    arrays = dict(outputs.arrays)
+    for (kind, layer), array in outputs.arrays.items():
+        if kind == "features":
+            centres = kmeans.fit(fitted_on.arrays[kind, layer], clusters, seed)
+            arrays["kmeans", layer] = kmeans.assign(array, centres)
+    return outputs._replace(arrays=arrays)
+
+
+def measure(
+    evaluation: EvaluationSet,
+    outputs: Outputs,
+    num_units: Mapping[str, int],
+    options: AbxOptions = AbxOptions(),  # noqa: B008
+) -> list[Measured]:
+    """Measure outputs against what is known of the utterances.
+
+    Features and codebook probabilities are compared by angle, as fastabx does by default; units
+    by whether they are the same.
+
+    Args:
+        evaluation: the utterances' phones and items.
+        outputs: of its corpus.
+        num_units: V of each kind of units among them.
+        options: of ABX.
+
+    Raises:
+        ValueError: see `abx.measure` and `quality.units_quality`; or a file of the items has no
+            output.
+    """
+    return [
+        Measured(
+            kind,
+            layer,
+            _quality(evaluation, outputs.files, array, num_units[kind])
+            if array.ndim == 1
+            else None,
+            _abx(evaluation, outputs.files, array, options),
+        )
+        for (kind, layer), array in outputs.arrays.items()
+    ]
+
+
+def _quality(
+    evaluation: EvaluationSet,
+    files: Mapping[str, tuple[int, int]],
+    units: np.ndarray,
+    num_units: int,
+) -> UnitsQuality | None:
+    if evaluation.phones is None:
+        return None
+    pairs = {
+        name: (evaluation.phones[name], units[start : start + length])
+        for name, (start, length) in files.items()
+    }
+    return units_quality(pairs, num_units)
+
+
+def _abx(
+    evaluation: EvaluationSet,
+    files: Mapping[str, tuple[int, int]],
+    array: np.ndarray,
+    options: AbxOptions,
+) -> dict[str, AbxError] | None:
+    if evaluation.items is None:
+        return None
+    spans = locate(evaluation.items, files)
+    distance = "identical" if array.ndim == 1 else "angular"
+    return abx_task.measure(array, evaluation.items, spans, distance=distance, **options._asdict())

@@ -1,0 +1,142 @@
+"""The files of an extraction: units as JSON lines, arrays one a file; both can be gone on with.
+
+T frames, n layers.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+
+from spidr_jax.weights.torch_files import need, replacing
+
+FORMATS = ("npy", "pt")
+SETTINGS = "extract.json"
+
+
+class Outputs(Protocol):
+    """Where outputs go. As a context it closes what is open, and completes it if all went well."""
+
+    done: set[str]  # file ids that need no work
+
+    def write(self, fileid: str, values: np.ndarray) -> None:
+        """Take the outputs [n, T, ...] of an utterance."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, kind: Any, *_: Any) -> None: ...
+
+
+def settle(folder: Path, settings: dict[str, Any], force: bool) -> None:
+    """Note what an extraction is made with, so that no other one goes on with it.
+
+    Raises:
+        FileExistsError: the folder holds an extraction with other settings.
+    """
+    file = folder / SETTINGS
+    if file.is_file() and not force:
+        there = json.loads(file.read_text())
+        for name, value in settings.items():
+            if there.get(name) != value:
+                raise FileExistsError(
+                    f"{folder} holds an extraction with {name} = {there.get(name)!r}, this one has "
+                    f"{value!r}: choose another --out, or --force replaces it"
+                )
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+class UnitFiles:
+    """FOLDER/LAYER/NAME.jsonl, each written as NAME.jsonl.partial until all utterances are in."""
+
+    def __init__(
+        self, folder: Path, layers: Iterable[int], name: str, dedup: bool, force: bool
+    ) -> None:
+        """Find what an earlier extraction has finished; a line that was cut off is dropped."""
+        self._dedup = dedup
+        self._files = [folder / str(layer) / f"{name}.jsonl" for layer in layers]
+        self._partials = [file.with_name(file.name + ".partial") for file in self._files]
+        self._open: list[TextIO] = []
+        pairs = zip(self._partials, self._files, strict=True)
+        lines = [{} if force else _lines(partial, file) for partial, file in pairs]
+        self.done = set.intersection(*(set(found) for found in lines))
+        for partial, found in zip(self._partials, lines, strict=True):
+            with replacing(partial) as new:
+                new.write_text("".join(found[fileid] for fileid in found if fileid in self.done))
+
+    def __enter__(self) -> "UnitFiles":
+        """Open the files to append to."""
+        self._open = [partial.open("a") for partial in self._partials]
+        return self
+
+    def write(self, fileid: str, values: np.ndarray) -> None:
+        """Append the units [n, T] of an utterance."""
+        for file, units in zip(self._open, values, strict=True):
+            if self._dedup:
+                units = units[np.flatnonzero(np.diff(units, prepend=-1))]
+            line = {"file": fileid, "audio": fileid, "units": units.tolist()}
+            file.write(json.dumps(line) + "\n")
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        """Close the files, and give them their names where nothing has gone wrong."""
+        for stream in self._open:
+            stream.close()
+        if kind is None:
+            for partial, file in zip(self._partials, self._files, strict=True):
+                os.replace(partial, file)
+
+
+class ArrayFiles:
+    """FOLDER/LAYER/ID.npy or .pt, each written whole or not at all."""
+
+    def __init__(
+        self, folder: Path, layers: Iterable[int], form: str, force: bool, corpus: Iterable[Any]
+    ) -> None:
+        """Find which utterances of the corpus (rows with a `fileid`) have all their files."""
+        self._folders = [folder / str(layer) for layer in layers]
+        self._form = form
+        self._torch = need("torch") if form == "pt" else None
+        ids = [row.fileid for row in corpus]
+        self.done = {i for i in ids if all(p.is_file() for p in self._paths(i))}
+        if force:
+            self.done = set()
+
+    def _paths(self, fileid: str) -> list[Path]:
+        if Path(fileid).is_absolute() or ".." in Path(fileid).parts:
+            raise ValueError(f"file id {fileid!r} would lie outside of the folder")
+        return [folder / f"{fileid}.{self._form}" for folder in self._folders]
+
+    def __enter__(self) -> "ArrayFiles":
+        """Nothing is kept open."""
+        return self
+
+    def write(self, fileid: str, values: np.ndarray) -> None:
+        """Write the arrays [n, T, dim] of an utterance."""
+        for path, array in zip(self._paths(fileid), values, strict=True):
+            with replacing(path) as partial:
+                if self._torch is not None:
+                    self._torch.save(self._torch.from_numpy(array.copy()), partial)
+                else:
+                    with partial.open("wb") as file:
+                        np.save(file, array)
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        """Nothing is kept open."""
+
+
+def _lines(partial: Path, complete: Path) -> dict[str, str]:
+    """Whole lines by file id of the partial file, or of the complete one."""
+    path = partial if partial.is_file() else complete
+    found: dict[str, str] = {}
+    if path.is_file():
+        for line in path.read_text().splitlines(keepends=True):
+            try:
+                found[json.loads(line)["file"]] = line
+            except (ValueError, KeyError):
+                continue
+            if not line.endswith("\n"):
+                del found[json.loads(line)["file"]]
+    return found

@@ -1,0 +1,1 @@
+"""The paper: pure functions of arrays, without hardware or files."""

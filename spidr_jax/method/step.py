@@ -1,0 +1,264 @@
+"""One training step of SpidR or DinoSR: a pure function of state, batch and key.
+
+B batch, S samples, T frames, D model width, K codebooks, V codes per codebook, N = B T.
+Source: SpidR section 3; spec section 3.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spidr_jax.method import codebook, loss, masking, optim, teacher
+from spidr_jax.method.codebook import CodebookState
+from spidr_jax.method.masking import MaskingConfig
+from spidr_jax.method.optim import OptimizerConfig
+from spidr_jax.method.teacher import TeacherConfig
+from spidr_jax.model import model
+from spidr_jax.model.config import ModelConfig, num_frames
+from spidr_jax.ops.dropout import Noise
+from spidr_jax.ops.norms import instance_norm
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """All that training changes; arrays only."""
+
+    step: jax.Array  # int32, finished steps
+    skipped: jax.Array  # int32, those of them whose update was not finite and did not happen
+    params: model.Params
+    opt_state: Any
+    teacher: model.Params
+    codebooks: CodebookState
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """What a training step computes."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    codebook_decay: float = 0.9
+    freeze_step: int = 200_000
+    dtype: Any = jnp.bfloat16
+    accumulate: int = 1  # parts of a batch that go through the model one after the other
+    remat: bool = False  # compute a layer's inside again in the backward pass, to save memory
+
+
+class Sums(NamedTuple):
+    """Over masked frames: what the metrics and the codebooks' update are made of."""
+
+    loss: jax.Array  # [K]
+    predictions: jax.Array  # [K, V], summed probabilities
+    assigned: CodebookState  # sums and counts of targets
+
+
+def init_state(config: StepConfig, key: jax.Array) -> TrainState:
+    """Draw the state before the first step.
+
+    Raises:
+        ValueError: `teacher.exclude_layers` names no layer.
+    """
+    param_key, teacher_key, codebook_key = jax.random.split(key, 3)
+    params = model.init_params(config.model, param_key)
+    fresh = model.init_params(config.model, teacher_key)["student"]
+    teacher.check_excluded(fresh, config.teacher.exclude_layers)
+    frozen = config.freeze_step <= 0
+    trained, _ = optim.split(params, config.model, frozen)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optim.make_optimizer(config.optimizer).init(trained),
+        teacher=teacher.init(params["student"], fresh),
+        codebooks=codebook.init(
+            codebook_key,
+            config.model.num_codebooks,
+            config.model.codebook_size,
+            config.model.encoder_embed_dim,
+        ),
+    )
+
+
+def make_train_step(
+    config: StepConfig, frozen: bool
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Make the step function `(state, batch, key) -> (state, metrics)`.
+
+    The batch holds `waveforms` [B, S] and, where they are not standardised yet, `mean` and
+    `inv_std` [B]; where rows are padded, `lengths` in samples [B]; to give the masked frames
+    instead of drawing them, `mask` bool [B, T]. The same key serves every step: the step number
+    is folded in. Metrics are scalars, and [K] under names that end in `_per_codebook`; `skipped`
+    counts all updates so far that were not finite.
+
+    Args:
+        config: what to compute.
+        frozen: the program for steps from `freeze_step` on, with extractor and projection
+            frozen; the state's moments must have been dropped by `optim.freeze`.
+    """
+    optimizer = optim.make_optimizer(config.optimizer)
+
+    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        mask_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
+        trained, rest = optim.split(state.params, config.model, frozen)
+        batch, masked_frames = _mask(config, batch, mask_key)
+        noise = model.draw_noise(config.model, noise_key, len(batch["mask"]))
+
+        def loss_fn(trained: model.Params, rows: Batch) -> tuple[jax.Array, Sums]:
+            params = optim.merge(trained, rest)
+            sums = _forward(config, params, state, rows, noise._replace(seeds=rows["seeds"]))
+            return sums.loss.mean() / masked_frames, sums
+
+        grad_fn = partial(jax.value_and_grad(loss_fn, has_aux=True), trained)
+        rows = batch | {"seeds": noise.seeds}
+        (value, sums), gradient = _accumulate(grad_fn, rows, config.accumulate)
+        codebooks = codebook.update(state.codebooks, sums.assigned, config.codebook_decay)
+        metrics = _metrics(sums, masked_frames)
+        rate = optim.learning_rate(config.optimizer, state.step)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
+        trained = jax.tree.map(lambda p, u: p - rate * u, trained, updates)
+        params = optim.merge(trained, rest)
+        weight = teacher.weight(config.teacher, state.step + 1, config.freeze_step)
+        moved = teacher.update(
+            state.teacher, params["student"], weight, config.teacher.exclude_layers
+        )
+        grad_norm = optim.global_norm(gradient)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(codebooks.sums).all()
+        new = (params, opt_state, moved, codebooks)
+        old = (state.params, state.opt_state, state.teacher, state.codebooks)
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        metrics |= {
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            "teacher_decay": 1 - weight,
+            "skipped": state.skipped + 1 - finite.astype(jnp.int32),
+        }
+        return TrainState(state.step + 1, metrics["skipped"], *kept), metrics
+
+    return train_step
+
+
+def make_eval_step(config: StepConfig) -> Callable[[TrainState, Batch, jax.Array], Metrics]:
+    """Make the validation function `(state, batch, key) -> metrics`: no dropout, no change.
+
+    Unlike in training, nothing is folded into the key: the same key gives the same masks.
+    """
+
+    def eval_step(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+        batch, masked_frames = _mask(config, batch, key)
+        return _metrics(_forward(config, state.params, state, batch, None), masked_frames)
+
+    return eval_step
+
+
+def _mask(config: StepConfig, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
+    """The batch with its `mask`, given or drawn, and the number of masked frames."""
+    layers = config.model.extractor_conv_layer_config
+    rows, samples = batch["waveforms"].shape
+    lengths = num_frames(batch.get("lengths", jnp.full(rows, samples)), layers)
+    frames = num_frames(samples, layers)
+    mask = batch.get("mask")
+    if mask is None:
+        mask = masking.sample_spans(key, frames, lengths, config.masking)
+    mask = mask & (jnp.arange(frames) < lengths[:, None])
+    return batch | {"mask": mask}, mask.sum().astype(jnp.float32)
+
+
+def _accumulate(function: Callable[[Batch], Any], batch: Batch, parts: int) -> Any:
+    """The sum of a function over parts of a batch; each part has every parts-th of the rows."""
+    if parts == 1:
+        return function(batch)
+    split = {k: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for k, x in batch.items()}
+    part = jax.tree.map(lambda x: x[0], split)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, part))
+
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    return jax.lax.scan(add, zeros, split)[0]
+
+
+def _forward(
+    config: StepConfig, params: model.Params, state: TrainState, rows: Batch, noise: Noise | None
+) -> Sums:
+    """Student, teacher and assignment for some rows."""
+    nets = model.build(config.model, config.dtype, config.remat)
+    waveforms, mask = _standardise(rows), rows["mask"]
+    feats, frame_mask = model.extract(nets, params, waveforms, rows.get("lengths"))  # [B, T, D]
+    x = model.mask_feats(nets, params, feats, mask, noise)
+    outputs = model.encode(nets, params["student"], x, frame_mask, noise)
+    with jax.named_scope("teacher"):
+        _, taught = model.encode(nets, state.teacher, jax.lax.stop_gradient(feats), frame_mask)
+    return compare(config, params, state.codebooks, outputs, taught, mask, frame_mask)
+
+
+def compare(
+    config: StepConfig,
+    params: model.Params,
+    codebooks: CodebookState,
+    outputs: tuple[jax.Array, list[jax.Array]],
+    taught: list[jax.Array],
+    mask: jax.Array,
+    frame_mask: jax.Array | None = None,
+) -> Sums:
+    """From what the two encoders give to what loss, metrics and the codebooks' update need.
+
+    Args:
+        config: what to compute.
+        params: the student side's, of which this uses the heads.
+        codebooks: before the step.
+        outputs: from `model.encode` for the student.
+        taught: each layer's representation [B, T, D] for the teacher.
+        mask: bool [B, T], the frames that count.
+        frame_mask: bool [B, T], true at valid frames; None if all are.
+    """
+    nets = model.build(config.model, config.dtype)
+    logits = model.predict(nets, params, *outputs)  # [K, B, T, V]
+    log_probs = _frames(jax.nn.log_softmax(logits))  # [K, N, V]
+
+    targets = _targets(taught[-config.model.num_codebooks :], frame_mask)  # [K, N, D]
+    codes = codebook.assign(codebooks, targets)  # [K, N]
+    counted = mask.reshape(-1, 1).astype(jnp.float32)  # [N, 1]
+    assignments = jax.nn.one_hot(codes, config.model.codebook_size) * counted  # [K, N, V]
+    return Sums(
+        loss.masked_cross_entropy(log_probs, assignments),
+        (jnp.exp(log_probs) * counted).sum(axis=1),
+        codebook.totals(targets, assignments),
+    )
+
+
+def _metrics(sums: Sums, masked_frames: jax.Array) -> Metrics:
+    usage = jnp.asarray(sums.assigned.counts)  # [K, V]
+    metrics = {
+        "loss": sums.loss / masked_frames,
+        "target_ppl": loss.perplexity(usage / masked_frames),
+        "pred_ppl": loss.perplexity(sums.predictions / masked_frames),
+        "active_codes": (usage > 0).sum(axis=1).astype(jnp.float32),
+    }
+    per_codebook = {f"{name}_per_codebook": values for name, values in metrics.items()}
+    means = {name: values.mean() for name, values in metrics.items()}
+    return per_codebook | means | {"masked_frames": masked_frames}
+
+
+def _targets(taught: list[jax.Array], frame_mask: jax.Array | None) -> jax.Array:
+    """The teacher's layer outputs for the K codebooks, standardised, float32 [K, N, D]."""
+    return _frames(jnp.stack([instance_norm(r, frame_mask) for r in taught]))
+
+
+def _frames(x: jax.Array) -> jax.Array:
+    """[K, B, T, D or V] -> [K, N, D or V]."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _standardise(batch: Batch) -> jax.Array:
+    waveforms = batch["waveforms"].astype(jnp.float32)
+    if "mean" not in batch:
+        return waveforms
+    return (waveforms - batch["mean"][:, None]) * batch["inv_std"][:, None]

@@ -1,0 +1,83 @@
+"""The architecture's numbers, under the reference's names."""
+
+import dataclasses
+from typing import Any
+
+from spidr_jax.model.checks import check_fields, is_integer
+
+CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a SpidR or DinoSR model, under the reference's field names.
+
+    Raises:
+        ValueError: a value is not usable; the message names field, value and what is allowed.
+    """
+
+    model_type: str = "spidr"
+    extractor_mode: str = "layer_norm"
+    extractor_conv_bias: bool = False
+    extractor_conv_layer_config: tuple[tuple[int, int, int], ...] = CONV_LAYERS
+    encoder_embed_dim: int = 768
+    encoder_projection_dropout: float = 0.0
+    encoder_pos_conv_kernel: int = 95
+    encoder_pos_conv_groups: int = 16
+    encoder_pos_conv_depth: int = 5
+    encoder_num_layers: int = 12
+    encoder_num_heads: int = 12
+    encoder_attention_dropout: float = 0.1
+    encoder_ff_interm_features: int = 3072
+    encoder_ff_interm_dropout: float = 0.0
+    encoder_dropout: float = 0.1
+    encoder_layer_norm_first: bool = False
+    encoder_layer_drop: float = 0.0
+    encoder_qkv_bias: bool = False
+    codebook_size: int = 256
+    num_codebooks: int = 8
+
+    def __post_init__(self) -> None:
+        self._check("model_type", self.model_type in ("spidr", "dinosr"), "spidr or dinosr")
+        self._check(
+            "extractor_mode",
+            self.extractor_mode in ("layer_norm", "group_norm"),
+            "layer_norm or group_norm",
+        )
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is float:
+                self._check(field.name, 0 <= value < 1, "a rate from 0 to below 1")
+            elif field.type is int:
+                self._check(field.name, is_integer(value, 1), "an integer from 1")
+        layers = self.extractor_conv_layer_config
+        self._check(
+            "extractor_conv_layer_config",
+            bool(layers) and all(len(layer) == 3 and min(layer) >= 1 for layer in layers),
+            "a tuple of (channels, kernel, stride), each from 1",
+        )
+        width = f"a multiple that divides encoder_embed_dim = {self.encoder_embed_dim}"
+        for name in ("encoder_num_heads", "encoder_pos_conv_groups"):
+            self._check(name, self.encoder_embed_dim % getattr(self, name) == 0, width)
+        self._check(
+            "num_codebooks",
+            self.num_codebooks <= self.encoder_num_layers,
+            f"at most encoder_num_layers = {self.encoder_num_layers}",
+        )
+
+    def _check(self, name: str, ok: bool, allowed: str) -> None:
+        check_fields(self, [(name, ok, allowed)])
+
+    @property
+    def codebook_layers(self) -> tuple[int, ...]:
+        """Layer numbers (from 1) that have a codebook and a head: the last K."""
+        return tuple(
+            range(self.encoder_num_layers - self.num_codebooks + 1, self.encoder_num_layers + 1)
+        )
+
+
+def num_frames(num_samples: Any, conv_layers: tuple[tuple[int, int, int], ...]) -> Any:
+    """Frames that the convolutions give for a number of samples (int or integer array)."""
+    for _, kernel, stride in conv_layers:
+        num_samples = (num_samples - kernel) // stride + 1
+    return num_samples

@@ -1,0 +1,132 @@
+"""Dropout whose masks are hashed from where an element is, so that none is stored.
+
+A mask depends on its row's seeds and the place in the row alone: it is the same on any number of
+devices, and in the backward pass it is computed anew. B rows, L layers.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from spidr_jax.ops import platform as backend
+
+
+class Noise(NamedTuple):
+    """All that is random in one pass through the encoder."""
+
+    seeds: jax.Array  # uint32 [B, places, 2]: of a row at each place that drops
+    kept: jax.Array  # bool [L]: the layers that layer drop keeps
+
+
+def draw_noise(key: jax.Array, rows: int, places: int, num_layers: int, layer_drop: float) -> Noise:
+    """Draw a step's noise; a layer is dropped for all rows together."""
+    seeds_key, layers_key = jax.random.split(key)
+    return Noise(
+        jax.random.bits(seeds_key, (rows, places, 2), jnp.uint32),
+        jax.random.uniform(layers_key, (num_layers,)) > layer_drop,
+    )
+
+
+def keep(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+    """Which elements stay: each with probability 1 - rate, independently.
+
+    Args:
+        seeds: uint32 [B, 2].
+        shape: (B, ...), of at most 2^32 elements a row.
+        rate: to drop, 0 to below 1.
+
+    Returns:
+        bool of that shape.
+    """
+    index = jnp.zeros((1, *shape[1:]), jnp.uint32)
+    for axis in range(1, len(shape)):
+        stride = math.prod(shape[axis + 1 :])
+        index += lax.broadcasted_iota(jnp.uint32, index.shape, axis) * jnp.uint32(stride)
+    first, second = (seeds[:, i].reshape(-1, *[1] * (len(shape) - 1)) for i in range(2))
+    return keep_at(index, first, second, rate)
+
+
+def keep_at(index: jax.Array, first: jax.Array, second: jax.Array, rate: float) -> jax.Array:
+    """Whether the elements of a row at these places stay; all are uint32.
+
+    The second seed multiplies, as rows whose first seeds are near share parts of the rest.
+    """
+    return _mix(index + first) * (second | 1) >= _threshold(rate)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """ "lowbias32" (C. Wellons, hash-prospector) of numbers uint32."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
+    return x ^ (x >> 15)
+
+
+def _threshold(rate: float) -> jax.Array:
+    return jnp.uint32(round(rate * 2**32))
+
+
+def keep_weights(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+    """As `keep`, for attention's weights: shape is [B, H, T, T]."""
+    queries, keys = factors(seeds, *shape[1:3])
+    return keep_pairs(queries[..., None], keys[:, None, None], rate)
+
+
+def factors(seeds: jax.Array, heads: int, frames: int) -> tuple[jax.Array, jax.Array]:
+    """Odd numbers uint32 of the queries [B, H, T] and of the keys [B, T], hashed from the seeds."""
+    index = jnp.arange((heads + 1) * frames, dtype=jnp.uint32)
+    hashed = _mix(_mix(index + seeds[:, :1]) + seeds[:, 1:]) | 1
+    hashed = hashed.reshape(-1, heads + 1, frames)
+    return hashed[:, :-1], hashed[:, -1]
+
+
+def keep_pairs(query: jax.Array, key: jax.Array, rate: float) -> jax.Array:
+    """Whether the weights of queries at keys stay, from their `factors`.
+
+    They are products modulo 2^32. For whole numbers a at some places, sum(a query key) averages
+    out over the odd numbers that queries can have unless, for each query, its sum(a key) is 0
+    modulo 2^31: of two odd keys with odd a that has a probability of 2^-30. So any few places are
+    all but independent; single pairs of rows among billions are not.
+    """
+    return query * key >= _threshold(rate)
+
+
+def zero(
+    x: jax.Array, seeds: jax.Array | None, rate: float, mask: Callable[..., jax.Array] = keep
+) -> jax.Array:
+    """Zero what a mask, `keep` or `keep_weights`, does not keep; without seeds change nothing."""
+    return x if seeds is None or rate == 0 else jnp.where(mask(seeds, x.shape, rate), x, 0)
+
+
+def drop(
+    x: jax.Array, seeds: jax.Array | None, rate: float, mask: Callable[..., jax.Array] = keep
+) -> jax.Array:
+    """`zero`, and scale the rest by 1 / (1 - rate)."""
+    if seeds is None or rate == 0:
+        return x
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # 0.9 in bfloat16 is 0.898
+    return zero((wide / (1 - rate)).astype(x.dtype), seeds, rate, mask)
+
+
+def anew(x: Any) -> Any:
+    """Arrays x, but XLA computes what follows from them again if it has computed it before.
+
+    It would keep it in memory, which on a CPU, where this does nothing, costs less.
+    """
+    return x if backend.kind() == "cpu" else lax.optimization_barrier(x)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dropout(x: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
+    """`drop`, which in the backward pass does not read a mask but computes it."""
+    return drop(x, seeds, rate)
+
+
+dropout.defvjp(
+    lambda x, seeds, rate: (drop(x, seeds, rate), seeds),
+    lambda rate, seeds, g: (drop(g, anew(seeds), rate), None),
+)

@@ -1,0 +1,222 @@
+"""Norms, GELU and what goes with them, each with a derivative rule that keeps only its input.
+
+Autodiff would keep float32 intermediates of every one; `plain.py` has the same functions without
+rules, which the tests compare with. All compute in float32 and give the type of x.
+"""
+
+import math
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from spidr_jax.ops import dispatch as own_kernels
+from spidr_jax.ops.dropout import anew, drop
+
+EPSILON = 1e-5
+Saved = Any
+Gradients = tuple[jax.Array | None, ...]
+
+
+def _phi(x: jax.Array) -> jax.Array:
+    """The standard normal distribution function of float32 x."""
+    return 0.5 * (1 + lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_slope(x: jax.Array) -> jax.Array:
+    return _phi(x) + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU, through erf: XLA evaluates the erfc of `jax.nn.gelu` slowly."""
+    wide = x.astype(jnp.float32)
+    return (wide * _phi(wide)).astype(x.dtype)
+
+
+def _gelu_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    slope = _gelu_slope(x.astype(jnp.float32))
+    return ((g.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def _standardise(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Float32 x standardised over its last axis, its mean and inverse deviation [..., 1]."""
+    mean = x.mean(axis=-1, keepdims=True)
+    centred = x - mean
+    inverse = lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + EPSILON)
+    return centred * inverse, mean, inverse
+
+
+def _affine(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    x = x if scale is None else x * scale
+    return x if bias is None else x + bias
+
+
+@jax.custom_vjp
+def layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    """LayerNorm over the last axis: biased variance, eps 1e-5; scale and bias float32 or None."""
+    return _plain_forward(x, scale, bias, gelu=False)[0]  # which XLA fuses with what is before
+
+
+def _own_kernel(x: jax.Array) -> ModuleType | None:
+    if x.ndim != 3:
+        return None
+    return own_kernels.load("norms", "norms", x.dtype, x.shape[-1], _plain)
+
+
+def _forward(
+    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, gelu: bool
+) -> tuple[jax.Array, Saved]:
+    if own := _own_kernel(x):
+        output, *statistics = own.forward(x, scale, bias, gelu)
+        return output, (x, *(each[..., None] for each in statistics), scale, bias)
+    return _plain_forward(x, scale, bias, gelu)
+
+
+def _plain_forward(
+    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, gelu: bool
+) -> tuple[jax.Array, Saved]:
+    standard, mean, inverse = _standardise(x.astype(jnp.float32))
+    y = _affine(standard, scale, bias)
+    return (y * _phi(y) if gelu else y).astype(x.dtype), (x, mean, inverse, scale, bias)
+
+
+def _backward(
+    saved: Saved, g: jax.Array, seeds: jax.Array | None, rate: float, gelu: bool
+) -> Gradients:
+    """Of x, of what was dropped (that of x without seeds), of scale and of bias."""
+    x, mean, inverse, scale, bias = saved
+    if own := _own_kernel(x):
+        statistics = mean[..., 0], inverse[..., 0]
+        return own.gradients(x, *statistics, g, scale, bias, seeds, rate, gelu)
+    return _plain_backward(saved, g, seeds, rate, gelu)
+
+
+def _plain(
+    x: jax.Array,
+    g: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    seeds: jax.Array | None,
+    rate: float,
+    gelu: bool,
+) -> tuple[jax.Array | None, ...]:
+    """What the kernels should compute: the result and the gradients."""
+    output, saved = _plain_forward(x, scale, bias, gelu)
+    return output, *_plain_backward(saved, g, seeds, rate, gelu)
+
+
+def _plain_backward(
+    saved: Saved, g: jax.Array, seeds: jax.Array | None, rate: float, gelu: bool
+) -> Gradients:
+    """The gradient at the norm's output is computed anew for its sums: stored, it is float32."""
+    x, mean, inverse, scale, bias = saved
+
+    def at_norm(
+        x: jax.Array, mean: jax.Array, inverse: jax.Array, g: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        standard = (x.astype(jnp.float32) - mean) * inverse
+        g = g.astype(jnp.float32)
+        return standard, g * _gelu_slope(_affine(standard, scale, bias)) if gelu else g
+
+    standard, slopes = at_norm(x, mean, inverse, g)
+    slopes = slopes if scale is None else slopes * scale
+    means = slopes.mean(axis=-1, keepdims=True), (slopes * standard).mean(axis=-1, keepdims=True)
+    gradient = (inverse * (slopes - means[0] - standard * means[1])).astype(x.dtype)
+    standard, slopes = at_norm(*anew((x, mean, inverse, g)))
+    axes = tuple(range(x.ndim - 1))
+    return (
+        gradient,
+        drop(gradient, anew(seeds), rate),
+        None if scale is None else (slopes * standard).sum(axis=axes),
+        None if bias is None else slopes.sum(axis=axes),
+    )
+
+
+def _layer_norm_backward(gelu: bool, saved: Saved, g: jax.Array) -> Gradients:
+    gradient, _, *others = _backward(saved, g, None, 0.0, gelu)
+    return gradient, *others
+
+
+layer_norm.defvjp(partial(_forward, gelu=False), partial(_layer_norm_backward, False))
+
+
+@jax.custom_vjp
+def layer_norm_gelu(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    """GELU of the LayerNorm of x."""
+    return _forward(x, scale, bias, gelu=True)[0]
+
+
+layer_norm_gelu.defvjp(partial(_forward, gelu=True), partial(_layer_norm_backward, True))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def add_layer_norm(
+    residual: jax.Array,
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    seeds: jax.Array | None,
+    rate: float,
+) -> jax.Array:
+    """LayerNorm of residual + dropout(x), both [B, ..., D]; seeds as in `dropout`."""
+    # Else XLA for GPUs computes in each layer the norms of all layers before anew: where no
+    # derivative keeps them, a kernel of layer 12 read 91 arrays, and compilation took minutes.
+    x = residual + drop(x, seeds, rate)
+    return lax.optimization_barrier(_plain_forward(x, scale, bias, gelu=False)[0])
+
+
+def _add_layer_norm(
+    residual: jax.Array,
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    seeds: jax.Array | None,
+    rate: float,
+) -> tuple[jax.Array, Saved]:
+    output, saved = _forward(residual + drop(x, seeds, rate), scale, bias, gelu=False)
+    return output, (saved, seeds)
+
+
+def _add_layer_norm_backward(
+    rate: float, saved: Saved, g: jax.Array
+) -> tuple[jax.Array | None, ...]:
+    norm_saved, seeds = saved
+    return *_backward(norm_saved, g, seeds, rate, gelu=False), None
+
+
+add_layer_norm.defvjp(_add_layer_norm, _add_layer_norm_backward)
+
+
+def instance_norm(x: jax.Array, frame_mask: jax.Array | None = None) -> jax.Array:
+    """Standardise each channel of each utterance over its valid frames, in float32.
+
+    Args:
+        x: [B, T, C].
+        frame_mask: bool [B, T], true at valid frames; None if all are.
+
+    Returns:
+        float32 [B, T, C], with biased variance and eps 1e-5.
+    """
+    x = x.astype(jnp.float32)
+    where = None if frame_mask is None else frame_mask[..., None]
+    mean = x.mean(axis=1, keepdims=True, where=where)
+    centred = x - mean
+    variance = jnp.square(centred).mean(axis=1, keepdims=True, where=where)
+    return centred * lax.rsqrt(variance + EPSILON)
+
+
+def uniform_init(bound: float) -> nn.initializers.Initializer:
+    """Initialiser that draws from the uniform distribution on [-bound, bound)."""
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

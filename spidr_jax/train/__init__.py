@@ -1,0 +1,1 @@
+"""A run: open, restore, loop, save."""

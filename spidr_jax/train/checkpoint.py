@@ -1,0 +1,245 @@
+"""Checkpoints of a run: state, data position and config, with Orbax."""
+
+import math
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import args as ocp_args
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from spidr_jax.train import distributed as processes
+from spidr_jax.weights import orbax as orbax_files
+
+
+class DamagedError(ValueError):
+    """A checkpoint that cannot be read."""
+
+
+class Checkpoints:
+    """The checkpoints under a run's folder; saving goes on in the background.
+
+    Attributes:
+        folder: where they are, each under its step's number.
+    """
+
+    def __init__(self, folder: Path, keep: int, keep_every: int = 0, best: str = "") -> None:
+        """Open or make `folder`.
+
+        Args:
+            folder: of the checkpoints.
+            keep: the last so many stay.
+            keep_every: those of every so many steps stay too, 0 for none.
+            best: the one that is best in this metric stays too, empty for none; of a loss the
+                lowest is best, of anything else the highest.
+
+        Raises:
+            ValueError: the processes see different folders.
+        """
+        self._best = best
+        stays: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep)]
+        if keep_every:
+            stays.append(preservation_policy.EveryNSteps(keep_every))
+        if best:
+            stays.append(
+                preservation_policy.BestN(
+                    get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            cleanup_tmp_directories=True,
+            preservation_policy=preservation_policy.AnyPreservationPolicy(stays),
+            best_fn=self._score if best else None,
+        )
+        self.folder = folder.absolute()
+        self._saving: int | None = None
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        newest = processes.gather(-1 if (step := self.latest()) is None else step)
+        if len(set(newest)) > 1:
+            raise ValueError(
+                f"{folder} must be one folder for all processes; their newest checkpoints "
+                f"(-1 for none) are {newest}"
+            )
+
+    def steps(self) -> list[int]:
+        """The steps saved, rising."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """The newest step saved, None if there is none."""
+        return self._manager.latest_step()
+
+    def best(self) -> tuple[int, float] | None:
+        """The best step on disk (`wait` for the last save before) and its value in the metric."""
+        step = self._manager.best_step() if self._best else None
+        if step is None:
+            return None
+        metrics = self._manager.metrics(step) or {}
+        return None if self._score(metrics) == -math.inf else (step, metrics[self._best])
+
+    def improves(self, metrics: Mapping[str, float]) -> bool:
+        """Whether a checkpoint with these metrics would be the best, as `best` finds it."""
+        score = self._score(metrics)
+        if score == -math.inf:
+            return False
+        best = self.best()
+        return best is None or score > self._score({self._best: best[1]})
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """How good a checkpoint is, the worst where its metrics do not say."""
+        value = metrics.get(self._best, math.nan)
+        if not math.isfinite(value):
+            return -math.inf
+        return -value if re.search(r"loss(_\d+)?$", self._best) else value
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        position: dict[str, Any],
+        config: dict[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Save the state after `step` finished steps, if it is not; returns before it is written.
+
+        Raises:
+            OSError: there is no room for it. What happens in the background, `wait` tells.
+        """
+        if step == self._manager.latest_step():
+            return
+        needed = (_num_bytes(state) >> 20) + 1
+        free = processes.gather(shutil.disk_usage(self.folder).free >> 20)[0]
+        if needed > free:  # the first process decides for all
+            raise OSError(
+                f"no room for checkpoint {step} in {self.folder}: "
+                f"{needed} MiB needed, {free} MiB free"
+            )
+        items = ocp_args.Composite(
+            state=ocp_args.StandardSave(state),
+            data=ocp_args.JsonSave(position),
+            config=ocp_args.JsonSave(config),
+        )
+        self._saving = step
+        with _as_os_error(f"checkpoint {step} was not written"):
+            self._manager.save(step, args=items, metrics=metrics or {})
+
+    def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The data position and the config that a checkpoint was saved with.
+
+        Raises:
+            DamagedError: a file of it is missing or damaged.
+        """
+        with self._naming_damage(step):
+            data, config = (
+                orbax_files.read_json(self.folder / str(step) / name / "metadata")
+                for name in ("data", "config")
+            )
+        return data, config
+
+    def restore(self, step: int, target: Any) -> Any:
+        """The state of a checkpoint, in the structure, types and shardings of `target`.
+
+        Raises:
+            DamagedError: a file of it is missing or damaged.
+            ValueError: its parameters have other shapes.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
+        items = ocp_args.Composite(state=ocp_args.StandardRestore(abstract))
+        if jax.process_index() == 0:  # Orbax would only say that something is wrong
+            with self._naming_damage(step):
+                saved = orbax_files.read(self.folder / str(step), lambda name: True)
+            _check_shapes(step, saved.state["params"], target.params)
+        with self._naming_damage(step):
+            state = self._manager.restore(step, args=items)["state"]
+            if len(jax.tree.leaves(state)) != len(jax.tree.leaves(target)):
+                raise ValueError("it lacks arrays that the config needs (config.freeze_step?)")
+        return state
+
+    def set_aside(self, after: int) -> list[int]:
+        """Move the checkpoints after step `after` to the folder `set_aside` beside; give them."""
+        later = [step for step in self.steps() if step > after]
+        if later and jax.process_index() == 0:
+            aside = self.folder.parent / "set_aside"
+            aside.mkdir(exist_ok=True)
+            for step in later:
+                name = f"{step}-{len(list(aside.iterdir()))}"  # there may be one of that step
+                (self.folder / str(step)).rename(aside / name)
+        if later:
+            multihost_utils.sync_global_devices("set aside")
+            self._manager.reload()
+        return later
+
+    def wait(self) -> None:
+        """Wait for the last save, and remove what it has left if it failed.
+
+        Raises:
+            OSError: it failed.
+        """
+        failure: OSError | None = None
+        try:
+            with _as_os_error(f"checkpoint {self._saving} was not written"):
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
+        except OSError as error:
+            failure = error
+        if any(processes.gather(int(failure is not None))):  # all must know the same checkpoints
+            if jax.process_index() == 0:  # a full disk needs the room
+                for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(partial, ignore_errors=True)
+            self._manager.reload()  # what the failed save was to replace is still there
+            raise failure or OSError(f"checkpoint {self._saving} was not written by all processes")
+
+    def close(self) -> None:
+        """Stop the background threads."""
+        self._manager.close()
+
+    @contextmanager
+    def _naming_damage(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            earlier = [str(other) for other in self.steps() if other < step]
+            others = " or ".join(earlier) if earlier else "0, a new start"
+            raise DamagedError(
+                f"checkpoint {step} cannot be used: {' '.join(str(error).split())[:500]}; "
+                f"move {self.folder / str(step)} away, or --config.resume_step goes on from an "
+                f"earlier one: {others}"
+            ) from error
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a tree's arrays by their places in it."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+
+
+def _check_shapes(step: int, saved: Any, wanted: Any) -> None:
+    there, here = shapes(saved), shapes(wanted)
+    other = [name for name in here if there.get(name) != here[name]]
+    if other:
+        name = other[0]
+        raise ValueError(
+            f"checkpoint {step} does not fit config.model: {len(other)} arrays, the first {name}, "
+            f"{there.get(name, 'missing')} there and {here[name]} here. allow_changes cannot "
+            "change shapes: undo that, or start a new run in another config.workdir"
+        )
+
+
+def _num_bytes(state: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(state))
+
+
+@contextmanager
+def _as_os_error(what: str) -> Iterator[None]:
+    """Orbax passes on whatever its background threads met: say it in one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
+        raise OSError(f"{what}: {reason}") from error

@@ -1,0 +1,214 @@
+"""The processes of a run: how they find each other, act as one, and end together."""
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+from spidr_jax.train import watchdog
+
+TRIO = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+DEVICES = "JAX_LOCAL_DEVICE_IDS"
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+_START_SECONDS = 600  # Kubernetes pulls the image on some hosts minutes later than on others
+_NOTICE_SECONDS = 20  # after which who waits says so
+_ALONE_SECONDS = 7 * 24 * 3600
+_HEARTBEAT_SECONDS = 30  # a dead process is noticed after so long, and all others end
+_SHUTDOWN_SECONDS = 30  # the last save is over by then, so that all leave within seconds
+
+
+def choose(environ: Mapping[str, str]) -> dict[str, Any]:
+    """How this process joins the run: arguments of `jax.distributed.initialize`.
+
+    Explicit variables come first (Kubernetes, local_multiprocess.sh, any launcher), then what JAX
+    detects by itself (several tasks under srun, a TPU VM). Everything else is one process without
+    a coordinator address, also inside a SLURM allocation.
+
+    Raises:
+        ValueError: a variable is missing or malformed; names it and what is allowed.
+    """
+    devices = {"local_device_ids": _device_ids(environ[DEVICES])} if environ.get(DEVICES) else {}
+    missing = [name for name in TRIO if not environ.get(name)]
+    if not missing:
+        number, place = (_integer(environ, name) for name in TRIO[1:])
+        if number < 1:
+            raise ValueError(f"JAX_NUM_PROCESSES = {number}: allowed is an integer from 1")
+        if place >= number:
+            raise ValueError(
+                f"JAX_PROCESS_ID = {place}: allowed is 0 to {number - 1}, "
+                f"as JAX_NUM_PROCESSES = {number}"
+            )
+        found: dict[str, Any] = {
+            "coordinator_address": _address(environ[TRIO[0]]),
+            "num_processes": number,
+            "process_id": place,
+        }
+        return found | devices | {"cluster_detection_method": "deactivate"}
+    if len(missing) < len(TRIO):
+        raise ValueError(f"{', '.join(missing)} not set: allowed is all or none of {TRIO}")
+    # Without srun, or in a step of one task, the variables of the allocation may name more tasks.
+    if all(environ.get(name) for name in _SLURM) and environ.get("SLURM_STEP_NUM_TASKS") != "1":
+        return devices | {"cluster_detection_method": "slurm"}
+    # JAX sets this on import where there are TPU chips and libtpu.
+    if "TPU_ML_PLATFORM" in environ and environ.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
+        return devices
+    alone = {"num_processes": 1, "process_id": 0, "cluster_detection_method": "deactivate"}
+    return alone | devices
+
+
+def start() -> None:
+    """Join the run's other processes; does nothing the second time.
+
+    A run of one process joins a group of one: what catches SIGTERM is the same for any number.
+    Where the others do not come in time, JAX aborts this process (status 134) and says so.
+
+    Raises:
+        ValueError: the environment is wrong, in one line.
+        RuntimeError: the devices cannot be opened.
+    """
+    if jax.distributed.is_initialized():
+        return
+    arguments = choose(os.environ)
+    alone = arguments.get("num_processes") == 1
+    if alone and "coordinator_address" not in arguments:
+        address = f"127.0.0.1:{_free_port()}"
+        arguments |= {"coordinator_address": address, "coordinator_bind_address": address}
+    text = f"waiting up to {_START_SECONDS} s for the other processes: {arguments or 'TPU'}"
+    notice = threading.Timer(_NOTICE_SECONDS, print, (text,), {"file": sys.stderr, "flush": True})
+    notice.daemon = True
+    notice.start()
+    with _without_proxies():
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=_START_SECONDS,
+            # a process alone on a busy machine must not take itself for dead
+            heartbeat_timeout_seconds=_ALONE_SECONDS if alone else _HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    notice.cancel()
+    # Now that all are here: gloo gives the first exchange 30 s, which compilation would exceed.
+    gather(0)
+
+
+def leave() -> None:
+    """Leave the group, all processes at the same time; does nothing if it is left."""
+    jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Belong to the group; an error ends this process at once, so that the others end too.
+
+    Waiting for the others, as an orderly end does, would leave all hanging: they wait for this
+    one in a sum over devices. They notice the closed connection or the missing heartbeat.
+    """
+    start()
+    try:
+        yield
+    except BaseException as error:
+        if jax.distributed.is_initialized() and jax.process_count() > 1:
+            _end(error)
+        leave()
+        raise
+    leave()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes for all."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Print what all processes know, once."""
+    if is_first():
+        print(text, flush=True)
+
+
+def name() -> str:
+    """What begins a line of this process: its number, nothing where it is the only one."""
+    number = jax.process_count()
+    return f"process {jax.process_index()} of {number}: " if number > 1 else ""
+
+
+def wait(name: str, seconds: int) -> None:
+    """Wait until all processes have come here, as while the first does something for all.
+
+    Args:
+        name: of the place, another one each time.
+        seconds: after which those that wait give up.
+
+    Raises:
+        RuntimeError: some did not come in time.
+    """
+    if jax.process_count() > 1:
+        watchdog.beat(f"waiting for all processes: {name}", seconds)
+        multihost.get_barrier_sync_fn()(key=f"spidr_jax {name}", timeout_ms=1000 * seconds)
+
+
+def gather(value: int) -> list[int]:
+    """The values (32 bits) of all processes, in their order; all must call it."""
+    if jax.process_count() == 1:
+        return [value]
+    return np.ravel(multihost_utils.process_allgather(np.int32(value))).tolist()
+
+
+def _end(error: BaseException) -> NoReturn:
+    sys.stdout.flush()
+    if isinstance(error, SystemExit):
+        text = str(error.code)
+    elif isinstance(error, KeyboardInterrupt):
+        text = "interrupted: the last checkpoint, if there is one, stays"
+    else:
+        traceback.print_exception(error)
+        text = f"ended by this {type(error).__name__}"
+        # gloo's errors may come as ValueError, where an exchange is dispatched
+        if isinstance(error, jax.errors.JaxRuntimeError) or "onnection" in str(error):
+            text += "; where a connection broke, another process ended first: its output says why"
+    print(f"{name()}{text}", file=sys.stderr, flush=True)
+    os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+@contextlib.contextmanager
+def _without_proxies() -> Iterator[None]:
+    """The processes of a run reach each other directly; gRPC would take the proxy even at home."""
+    proxies = [name for name in os.environ if name.lower().endswith("_proxy")]
+    kept = {name: os.environ.pop(name) for name in proxies}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"JAX_COORDINATOR_ADDRESS = {text!r}: allowed is host:port, port to 65535")
+    return text
+
+
+def _integer(environ: Mapping[str, str], name: str) -> int:
+    if not environ[name].isdecimal():
+        raise ValueError(f"{name} = {environ[name]!r}: allowed is an integer from 0")
+    return int(environ[name])
+
+
+def _device_ids(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise ValueError(f"{DEVICES} = {text!r}: allowed are different numbers, as in 0,1")
+    return [int(part) for part in parts]
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]

@@ -1,0 +1,87 @@
+"""What goes wrong with a run without an error: updates not finite, codebooks that collapse.
+
+V codes per codebook.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from spidr_jax.train import distributed as processes
+
+_COLLAPSED = 0.1  # of V codes in use; healthy: 0.4 from the start in the published run (spec 7)
+
+
+class NotFiniteError(RuntimeError):
+    """Too many updates in a row were not finite."""
+
+
+class SkippedUpdates:
+    """Reports the updates that a step skipped, a step late: none is waited for.
+
+    Attributes:
+        in_a_row: the last steps whose updates were skipped.
+    """
+
+    def __init__(self, skipped: int, limit: int, describe: Callable[[int], str]) -> None:
+        """Begin after `skipped` skipped updates; `describe(step)` names the batch of a step."""
+        self.in_a_row = 0
+        self._skipped, self._limit, self._describe = skipped, limit, describe
+        self._pending: tuple[int, Any] | None = None
+
+    def add(self, step: int, skipped: Any) -> None:
+        """Note the count (on the device) after a step just dispatched; check the step before.
+
+        Raises:
+            NotFiniteError: `limit` in a row.
+        """
+        pending, self._pending = self._pending, (step, skipped)
+        if pending is not None:
+            self._check(*pending)
+
+    def flush(self) -> None:
+        """Check the last step too.
+
+        Raises:
+            NotFiniteError: `limit` in a row.
+        """
+        if self._pending is not None:
+            self._check(*self._pending)
+        self._pending = None
+
+    def _check(self, step: int, counted: Any) -> None:
+        skipped, before = int(counted), self._skipped
+        self._skipped = skipped
+        if skipped == before:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        processes.say(
+            f"warning: step {step}: loss or gradient not finite, update skipped ({skipped} so "
+            f"far, {self.in_a_row} in a row); its batch: {self._describe(step)}"
+        )
+        if self.in_a_row >= self._limit:
+            raise NotFiniteError(
+                f"the updates of {self.in_a_row} steps in a row, up to step {step}, were not "
+                "finite (config.max_skipped): a lower optimizer.lr, or the batches named above, "
+                "may be the reason; what was learnt before them is saved"
+            )
+
+
+class Collapse:
+    """Warns of codebooks whose teacher agrees on a few codes, once each time that they fall."""
+
+    def __init__(self, codebook_size: int) -> None:
+        """Codebooks of V = `codebook_size` codes."""
+        self._least = max(2.0, _COLLAPSED * codebook_size)
+        self._size = codebook_size
+        self._fallen: set[int] = set()
+
+    def check(self, step: int, target_ppl: Mapping[int, float]) -> None:
+        """Warn if the target perplexity of a layer's codebook, by layer, is far too low."""
+        fallen = {layer for layer, value in target_ppl.items() if value < self._least}
+        for layer in sorted(fallen - self._fallen):
+            processes.say(
+                f"warning: step {step}: the codebook of layer {layer} collapses: target perplexity "
+                f"{target_ppl[layer]:.1f} of {self._size} (README: Is it learning?)"
+            )
+        self._fallen = fallen

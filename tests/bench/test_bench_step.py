@@ -1,0 +1,470 @@
+"""Time, arithmetic and memory of a training step: hand-computed values, and a small run."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from spidr_jax.bench import __main__ as bench
+from spidr_jax.bench import memory, profiling, setups, step_parts, steps, targets, timing
+from spidr_jax.bench.flops import Arithmetic, count_parts, count_step
+from spidr_jax.bench.memory import Memory
+from spidr_jax.method.step import StepConfig
+from spidr_jax.model.config import ModelConfig
+
+FIELDS: dict[str, Any] = {
+    "extractor_conv_layer_config": ((4, 10, 5), (6, 3, 2)),
+    "encoder_embed_dim": 8,
+    "encoder_pos_conv_kernel": 6,
+    "encoder_pos_conv_groups": 2,
+    "encoder_pos_conv_depth": 2,
+    "encoder_num_layers": 3,
+    "encoder_num_heads": 2,
+    "encoder_ff_interm_features": 16,
+    "codebook_size": 5,
+    "num_codebooks": 2,
+}
+SMALL = FIELDS | {"encoder_num_layers": 1, "num_codebooks": 1}  # to compile
+ROWS, SAMPLES, FRAMES = 2, 125, 11  # 24 frames after the first convolution
+
+CONFIG = f"""
+import runpy
+
+def get_config():
+    config = runpy.run_path({str(tiny.SMOKE)!r})["get_config"]()
+    config.precision = "bfloat16"
+    config.model.update({SMALL!r})
+    config.data.max_batch_samples = {ROWS * SAMPLES}
+    config.data.max_samples = {SAMPLES}
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.fixture
+def options() -> Iterator[None]:
+    """JAX's options, put back afterwards."""
+    names = ("jax_enable_compilation_cache", "jax_remove_custom_partitioning_ptr_from_cache_key")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+# --- arithmetic
+
+
+def test_arithmetic_is_that_counted_by_hand() -> None:
+    model = ModelConfig(**FIELDS)
+    extractor = 2 * ROWS * (24 * 10 * 1 * 4 + FRAMES * 3 * 4 * 6 + FRAMES * 6 * 8)
+    first = 2 * ROWS * 24 * 10 * 4
+    attention = 2 * ROWS * FRAMES * (8 * 24 + 8 * 8) + 2 * 2 * ROWS * FRAMES * FRAMES * 8
+    feed_forward = 2 * 2 * ROWS * FRAMES * 8 * 16
+    positional = 2 * 2 * ROWS * FRAMES * 3 * 4 * 8
+    encoder = positional + 3 * (attention + feed_forward)
+    product = 2 * 2 * ROWS * FRAMES * 8 * 5
+    assert count_parts(model, ROWS, SAMPLES, frozen=False) == {
+        "extractor": Arithmetic(extractor, 2 * extractor - first),
+        "student encoder": Arithmetic(encoder, 2 * encoder),
+        "teacher encoder": Arithmetic(encoder, 0),
+        "heads and codebooks": Arithmetic(3 * product, 2 * product),
+        "positional convolution": Arithmetic(positional, 2 * positional),
+        "attention": Arithmetic(attention, 2 * attention),
+    }
+    rest = 4 * encoder + 5 * product
+    assert count_step(model, ROWS, SAMPLES, frozen=False) == 3 * extractor - first + rest
+    assert count_step(model, ROWS, SAMPLES, frozen=True) == extractor + rest
+
+
+def test_an_even_positional_kernel_gives_a_frame_more() -> None:
+    model = ModelConfig(**FIELDS | {"encoder_pos_conv_kernel": 8})
+    positional = count_parts(model, ROWS, SAMPLES, frozen=False)["positional convolution"]
+    assert positional.forward == 2 * 2 * ROWS * (FRAMES + 1) * 4 * 4 * 8
+
+
+@pytest.mark.parametrize(("frozen", "tera"), [(False, 13.25), (True, 10.9)])
+def test_the_published_batch_takes_what_was_worked_out_before(frozen: bool, tera: float) -> None:
+    counted = count_step(ModelConfig(), 16, 235_600, frozen) / 1e12
+    assert counted == pytest.approx(tera, rel=0.01)
+
+
+# --- timing
+
+
+class Machine:
+    """A clock, and steps of 1, 2, 3, ... s, which a device runs one after the other."""
+
+    def __init__(self, waits_at_start: bool) -> None:
+        self.now, self.free, self.started = 0.0, 0.0, 0
+        self.waits_at_start = waits_at_start
+
+    def start(self) -> Callable[[], None]:
+        self.started += 1
+        self.free = end = max(self.now, self.free) + self.started
+
+        def wait() -> None:
+            self.now = max(self.now, end)
+
+        if self.waits_at_start:
+            wait()
+        return wait
+
+
+@pytest.mark.parametrize(("waits_at_start", "expected"), [(False, [2, 3, 4]), (True, [3, 4, 5])])
+def test_steps_are_timed_from_end_to_end(
+    waits_at_start: bool, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(waits_at_start)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: machine.now)
+    assert timing.durations(machine.start, 3) == expected
+    assert machine.now == 1 + 2 + 3 + 4 + 5  # the last has ended before others have their turn
+
+
+def test_contenders_take_turns() -> None:
+    order = []
+
+    def contender(name: str) -> timing.Start:
+        def start() -> Callable[[], None]:
+            order.append(name)
+            return lambda: None
+
+        return start
+
+    found = timing.take_turns({name: contender(name) for name in "ab"}, 7)
+    assert "".join(order) == 4 * ("aaaa" + "bbbb")  # 2 timed and 2 more a round
+    assert {name: [len(each) for each in rounds] for name, rounds in found.items()} == {
+        "a": [2, 2, 2, 2],
+        "b": [2, 2, 2, 2],
+    }
+
+
+def test_the_spread_is_median_and_quartiles() -> None:
+    assert timing.spread([5.0, 1.0, 2.0, 4.0, 3.0]) == (2.0, 3.0, 4.0, 5)
+
+
+def test_how_many_times_as_long_others_take() -> None:
+    times = {steps.OURS: [[1.0, 1.0, 9.0], [2.0, 2.0, 2.0]], "other": [[3.0] * 3, [5.0] * 3]}
+    assert steps._ratios(times) == {"other": {"ratio": 4.0 / 2.0, "rounds": [3.0, 2.5]}}
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.3, False), (0.5, True)])
+def test_a_ratio_on_a_busy_machine_is_warned_of(load: float, warned: bool) -> None:
+    ours = {"lower_s": 1.0, "compile_s": 9.0, "planned_bytes": 2**30, "peak_bytes": 2**31}
+    found = {
+        "conditions": {"load": load, "cores": 2},
+        "contenders": {steps.OURS: ours},
+        "ratios": {"other": {"ratio": 2.0, "rounds": [1.5, 3.0]}},
+        "skipped": {"third": "no compiler"},
+    }
+    notes = steps._notes(found)
+    assert notes[0] == "compilation: 1.0 s to trace, 9.0 s to compile"
+    assert notes[1].startswith("memory: 1.00 GiB planned by the compiler; 2.00 GiB at the peak")
+    assert notes[2] == "other takes 2.00 times as long (rounds 1.50 .. 3.00)"
+    assert notes[-1] == "third: left out, no compiler"
+    assert any(note.startswith("warning: load 0.5 on 2 cores") for note in notes) == warned
+    assert not any("warning" in note for note in steps._notes(found | {"ratios": {}}))
+
+
+# --- a run
+
+
+@pytest.fixture(scope="module")
+def run(config: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    folder = tmp_path_factory.mktemp("step")
+    command = [sys.executable, "-m", "spidr_jax.bench", "step", "--config", config, "--parts"]
+    command += ["--profile", str(folder / "trace"), "--json", str(folder / "found.json")]
+    command += ["--steps", "3", "--frozen", "--set", "model.encoder_attention_dropout=0"]
+    done = subprocess.run(command, check=True, timeout=500, capture_output=True, text=True)
+    return json.loads((folder / "found.json").read_text()), done.stdout
+
+
+@pytest.mark.slow
+def test_a_step_is_measured(run: Any) -> None:
+    found, _ = run
+    conditions = found["conditions"]
+    assert conditions | {"rows": ROWS, "samples": SAMPLES, "frames": FRAMES} == conditions
+    assert conditions | {"precision": "bfloat16", "frozen": True} == conditions
+    assert found["tflop"] * 1e12 == count_step(ModelConfig(**SMALL), ROWS, SAMPLES, frozen=True)
+    (ours,) = found["contenders"].values()
+    low, high = ours["quartiles_ms"]
+    assert 0 < low <= ours["median_ms"] <= high
+    assert ours["steps"] == 3
+    seconds = ours["median_ms"] / 1e3
+    assert ours["audio_per_s"] == pytest.approx(ROWS * SAMPLES / 16_000 / seconds)
+    assert ours["tflops"] == pytest.approx(found["tflop"] / seconds)
+    assert ours["share_of_peak"] == pytest.approx(ours["tflops"] / found["peak_tflops"])
+    assert 0 < ours["share_of_peak"] < 1
+    assert ours["lower_s"] > 0
+    assert ours["compile_s"] > 0
+    assert ours["planned_bytes"] > ROWS * 24 * 4 * 2  # what the first convolution gives
+
+
+@pytest.mark.slow
+def test_parts_with_and_without_a_backward_pass(run: Any) -> None:
+    parts = {part["name"]: part for part in run[0]["parts"]}
+    both = {name for name, part in parts.items() if part["both_ms"] is not None}
+    assert both == {
+        "student encoder",
+        "positional convolution",
+        "attention",
+        "heads and codebooks",
+    }
+    only_forward = {"extractor", "masks", "teacher encoder", "optimizer", "teacher update"}
+    assert parts.keys() == both | only_forward  # the extractor is frozen
+    assert all(part["forward_ms"] > 0 for part in parts.values())
+    work = count_parts(ModelConfig(**SMALL), ROWS, SAMPLES, frozen=True)
+    assert {name for name, part in parts.items() if part["share_of_peak"]} == work.keys()
+    peak = run[0]["peak_tflops"] * 1e12
+    for name, passes in work.items():
+        seconds = (parts[name]["both_ms"] or parts[name]["forward_ms"]) / 1e3
+        flop = passes.total if name in both else passes.forward
+        assert parts[name]["share_of_peak"] == pytest.approx(flop / seconds / peak)
+
+
+@pytest.mark.slow
+def test_the_profile_knows_where_kernels_come_from(run: Any) -> None:
+    profile = run[0]["profile"]
+    assert sum(each["share"] for each in profile) == pytest.approx(1)
+    assert [each["ms"] for each in profile] == sorted((p["ms"] for p in profile), reverse=True)
+    sources = " ".join(each["source"] for each in profile)
+    for place in ("FeatureExtractor)/conv_layers_*/conv", "layers_*/attention", "Heads"):
+        assert place in sources
+
+
+@pytest.mark.slow
+def test_the_tables_are_printed(run: Any) -> None:
+    lines = run[1].splitlines()
+    headers = [lines[i - 1] for i, line in enumerate(lines) if line.startswith("|---")]
+    assert [line.split(" | ")[0] for line in headers] == [
+        "| what",
+        "| part, alone",
+        "| ms of a step",
+    ]
+    (total,) = [line for line in lines if line.startswith("| sum of a step")]
+    parts = [part for part in run[0]["parts"] if part["name"] not in step_parts.INSIDE]
+    milliseconds = sum(part["both_ms"] or part["forward_ms"] for part in parts)
+    assert float(total.split("|")[3]) == pytest.approx(milliseconds, abs=0.006)
+
+
+# --- a trace
+
+
+def event(name: str, tid: int, start: float, duration: float, **arguments: Any) -> dict[str, Any]:
+    return {"ph": "X", "pid": 1, "tid": tid, "name": name, "ts": start, "dur": duration} | (
+        {"args": arguments} if arguments else {}
+    )
+
+
+PROGRAM = """
+  %dot.1 = f32[2] dot(%x, %y), metadata={op_type="dot" op_name="jit(step)/layers_0/dense"}
+  %dot.12 = f32[2] dot(%x, %y), metadata={op_name="jit(step)/layers_11/dense" stack_frame_id=7}
+  %convolution.3 = f32[2] convolution(%dot.1, %dot.12)
+  ROOT %copy.4 = f32[2] copy(%convolution.3), metadata={op_name="jit(step)/convs_1/conv"}
+"""
+
+
+def test_time_of_operations_on_a_cpu() -> None:
+    events = [
+        event("while.7", 1, 0, 9_000, hlo_op="while.7"),  # runs the others
+        event("dot.1", 1, 1_000, 2_000, hlo_op="dot.1"),
+        event("end: dot.1", 1, 3_000, 1),
+        event("convolution.3", 2, 2_000, 100, hlo_op="convolution.3"),  # goes on until 6000
+        event("dot.12", 2, 4_000, 1_000, hlo_op="dot.12"),
+        event("dot.1", 1, 4_000, 1_000, hlo_op="dot.1"),  # again
+        event("end: dot.1", 1, 5_000, 1),
+        event("end: convolution.3", 2, 6_000, 1),
+        event("copy.4", 2, 8_000, 500, hlo_op="copy.4"),
+        event("python", 3, 0, 9_000),
+    ]
+    # 1000: dot.1 alone, 2000: with convolution.3, 3000: that alone, 4000: all three, 5000: it alone
+    convolution = 0.5 + 1 + 1 / 3 + 1
+    dots = 1 + 0.5 + 2 / 3
+    found = profiling.total_times(events, PROGRAM, steps=2)
+    assert [(each["name"], each["source"], each["calls"]) for each in found] == [
+        ("convolution", "jit(step)/convs_*/conv", 0.5),
+        ("dot", "jit(step)/layers_*/dense", 1.5),
+        ("copy", "jit(step)/convs_*/conv", 0.5),
+    ]
+    milliseconds = [convolution / 2, dots / 2, 0.25]
+    assert [each["ms"] for each in found] == pytest.approx(milliseconds)
+    assert [each["share"] for each in found] == pytest.approx([ms / 2.75 for ms in milliseconds])
+
+
+def test_kernels_of_a_gpu_are_those_of_its_streams() -> None:
+    def named(kind: str, name: str, **place: int) -> dict[str, Any]:
+        return {"ph": "M", "pid": 1, "name": kind, "args": {"name": name}} | place
+
+    events = [
+        named("process_name", "/device:GPU:0"),
+        named("thread_name", "XLA Ops", tid=1),
+        named("thread_name", "Stream #13(Compute)", tid=2),
+        named("process_name", "/host:CPU", pid=5),
+        event("dot.1", 1, 0, 4_000, hlo_op="dot.1"),
+        event("gemm_fusion_dot_1", 2, 0, 3_000, hlo_op="dot.1"),
+        event("gemm_fusion_dot_12", 2, 4_000, 1_000, hlo_op="dot.12"),
+        event("MemcpyD2D", 2, 6_000, 500),
+        event("dot_12", 2, 7_000, 200, hlo_op="command_buffer_3"),  # in a CUDA graph
+        event("dot.1", 9, 0, 9_000, hlo_op="dot.1") | {"pid": 5},
+    ]
+    found = profiling.total_times(events, PROGRAM, steps=1)
+    assert [(each["name"], each["source"], each["ms"]) for each in found] == [
+        ("gemm_fusion_dot", "jit(step)/layers_*/dense", 4.0),
+        ("MemcpyD2D", "", 0.5),
+        ("dot", "jit(step)/layers_*/dense", 0.2),
+    ]
+
+
+# --- memory
+
+
+@pytest.mark.slow
+def test_memory_of_rows_is_a_line() -> None:
+    config = StepConfig(model=ModelConfig(**SMALL))
+    machine = targets.find(None)
+    (found,) = memory.bench_memory({"full": config}, machine, samples=1_205)
+    assert found.row > 240 * 4 * 4  # what the first convolution gives, for its backward pass
+    norm, dense = 2 * 8, 8 * 16 + 16 + 16 * 8 + 8
+    student = 2 * (3 * 4 * 8 + 8) + norm + (8 * 24 + 8 * 8 + 8 + dense + 2 * norm)
+    extractor = 10 * 4 + 2 * 4 + 3 * 4 * 6 + 2 * 6 + 2 * 6 + 6 * 8 + 8
+    params = student + extractor + (8 * 5 + 5) + 8
+    moments = 2 * (params - norm)  # none of the last layer's second norm
+    codebooks, counters = 5 * 8 + 5, 3
+    assert found.state == 4 * (params + moments + student + codebooks + counters)
+    assert found.check == pytest.approx(1, abs=0.05)
+
+
+def test_the_batches_of_devices() -> None:
+    gib = 2**30
+    found = [
+        Memory("full", state=gib, fixed=2.0 * gib, row=1.5 * gib, check=1.0),
+        Memory("bent", state=gib, fixed=20.0 * gib, row=1.0 * gib, check=0.9),
+    ]
+    machine = targets.find(None)
+    text = memory.table(found, machine, [16, 40], reserve=0.25, samples=235_600)
+    lines = text.splitlines()
+    cells = {
+        line.split("|")[1].strip() + str(i): line for i, line in enumerate(lines) if "|" in line
+    }
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in cells.values()]
+    assert rows[2:4] == [
+        ["1.00", "3.50", "5.00", "8.00", "14.00", "26.00"],
+        ["1.00", "21.00", "22.00", "24.00", "28.00", "36.00"],
+    ]
+    assert rows[6:] == [["6", "18"], ["0", "10"]]
+    (warning,) = [line for line in lines if line.startswith("warning")]
+    assert (
+        warning == "warning: bent is not linear in rows: 8 rows take 0.90 times what the line says"
+    )
+    assert "--target h100 asks a GPU's compiler" in lines[-1]  # the tests' backend is the CPU
+
+
+# --- what is asked for
+
+
+def test_a_config_and_its_fields(config: str, options: None) -> None:
+    changes = ["model.encoder_dropout=0", "precision=float32", "model.encoder_num_layers=3"]
+    setup = setups.load(config, changes, rows=7)
+    assert (setup.rows, setup.samples, setup.frames) == (7, SAMPLES, FRAMES)
+    assert setup.step_config.model.encoder_dropout == 0.0
+    assert setup.step_config.model.encoder_num_layers == 3
+    assert setup.step_config.dtype == jax.numpy.float32
+    assert setups.load(config).rows == ROWS
+
+
+def test_noise_comes_as_the_pipeline_gives_audio(config: str, options: None) -> None:
+    batch = setups.draw_batch(setups.load(config, samples=16_000, rows=3))
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+        "waveforms": ((3, 16_000), np.int16),
+        "mean": ((3,), np.float32),
+        "inv_std": ((3,), np.float32),
+    }
+    waveforms = (batch["waveforms"] - batch["mean"][:, None]) * batch["inv_std"][:, None]
+    np.testing.assert_allclose(waveforms.mean(axis=1), 0, atol=1e-4)
+    np.testing.assert_allclose(waveforms.std(axis=1), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["step", "--batch", "0"], "batch: 0, allowed is 1 or more"),
+        (["step", "--samples", "14"], "samples: 14 give no frame"),
+        (["step", "--samples", "-1"], "samples: -1 give no frame"),
+        (["step", "--samples", "9000"], "batch: 0, allowed is 1 or more"),
+        (["step", "--steps", "0"], "steps: 0, allowed is 1 or more"),
+        (["step", "--config", "none.py"], "none.py"),
+        (["step", "--config", bench.__file__], "no attribute 'get_config'"),
+        (["step", "--set", "model.encoder_dropout"], "--set model.encoder_dropout: "),
+        (["step", "--set", "model.encoder_drop=0"], "model.encoder_drop=0: 'encoder_drop'"),
+        (["step", "--set", "model=0"], "config.model=0: Failed to parse"),
+        (["step", "--set", "model.encoder_dropout=high"], "high"),
+        (["step", "--set", "model.encoder_dropout=1"], "config.model.encoder_dropout = 1.0"),
+        (["memory", "--reserve", "1"], "reserve: 1.0, allowed"),
+        (["memory", "--config", "none.py"], "none.py"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(
+    arguments: list[str],
+    said: str,
+    config: str,
+    options: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command, *rest = arguments
+    assert bench.main([command, "--config", config, *rest]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_reference_that_is_not_there_is_said(
+    config: str,
+    options: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert bench.main(["step", "--config", config, "--reference"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("the reference cannot be imported: ")
+    assert error.count("\n") == 1
+
+
+def test_the_loop_is_measured_on_files_and_on_kept_batches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: None
+) -> None:
+    manifest = tiny.write_corpus(tmp_path / "corpus", utterances=12, seconds=0.5)
+    path, out = tmp_path / "config.py", tmp_path / "out.json"
+    path.write_text(
+        f"""
+import sys; sys.path.insert(0, {str(Path(tiny.__file__).parent)!r})
+from pathlib import Path
+import tiny
+
+def get_config():
+    return tiny.config(Path({str(manifest)!r}), Path("run"))
+"""
+    )
+    arguments = ["loop", "--config", str(path), "--steps", "5", "--json", str(out)]
+    assert bench.main(arguments) == 0
+    found = json.loads(out.read_text())
+    assert found["steps"] == 8  # whole rounds
+    assert len(found["shares"]) == 4
+    rates = [found[name]["audio_per_s"] for name in ("from files", "on kept batches")]
+    assert found["share"] == pytest.approx(rates[0] / rates[1])
+    assert found["from files"]["waited_share"] > found["on kept batches"]["waited_share"]
+    assert f"from files: {found['share']:.1%}" in capsys.readouterr().out
+    assert bench.main([*arguments, "--set", "data.manifest="]) == 2
+    assert "data.manifest: allowed is a manifest's path" in capsys.readouterr().err

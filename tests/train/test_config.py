@@ -1,0 +1,200 @@
+"""What `validate` refuses, and that its line names field, value and what is allowed."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from spidr_jax.method.masking import MaskingConfig
+from spidr_jax.method.optim import OptimizerConfig
+from spidr_jax.method.step import StepConfig
+from spidr_jax.method.teacher import TeacherConfig
+from spidr_jax.model.config import ModelConfig
+from spidr_jax.train import config as config_lib
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"), utterances=1)
+
+
+def load(name: str) -> ConfigDict:
+    return runpy.run_path(str(tiny.REPOSITORY / "configs" / f"{name}.py"))["get_config"]()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("steps", 0, "an integer from 1"),
+        ("steps", 10**20, "an integer from 1"),
+        ("optimizer.warmup_steps", 10**20, "an integer from 0"),
+        ("seed", -1, "an integer from 0"),
+        ("log_every", 0, "an integer from 1"),
+        ("precision", "float16", "bfloat16 or float32"),
+        ("checkpoint.every", -5, "an integer from 1"),
+        ("codebook.decay", float("nan"), "a number from 0"),
+        ("codebook.decay", -0.1, "a number from 0"),
+        ("model.encoder_num_heads", 5, "divides encoder_embed_dim"),
+        ("model.encoder_pos_conv_groups", 7, "divides encoder_embed_dim"),
+        ("model.num_codebooks", 13, "at most encoder_num_layers = 12"),
+        ("model.encoder_dropout", 1.0, "from 0 to below 1"),
+        ("model.extractor_conv_layer_config", ((512, 10, 5),) * 6, "a frame for 2640 samples"),
+        ("max_skipped", 0, "an integer from 1"),
+        ("evaluation_every", -1, "an integer from 0"),
+        ("evaluation_share", 0.0, "a number above 0 to 1"),
+        ("evaluation_share", float("nan"), "a number above 0 to 1"),
+        ("resume_step", -1, "an integer from 0"),
+        ("allow_changes", "optimizer.rate", "fields of the config"),
+        ("model.extractor_mode", "batch_norm", "layer_norm or group_norm"),
+        ("model.model_type", "hubert", "spidr or dinosr"),
+        ("masking.mask_selection", "binomial", "static, uniform, normal, poisson"),
+        ("masking.mask_prob", 0.0, "above 0"),
+        ("optimizer.lr", float("nan"), "a rate above 0"),
+        ("optimizer.lr", -1e-4, "a rate above 0"),
+        ("optimizer.scheduler", "linear", "tristage, cosine, rsqrt, constant"),
+        ("optimizer.betas", (0.9,), "two rates"),
+        ("teacher.schedule", "cosine", "exponential or linear"),
+        ("teacher.timescale", 0.0, "above 0"),
+        ("data.max_bad_share", 2.0, "0 to 1"),
+        ("data.planned_devices", 0, "an integer from 1"),
+        ("data.max_samples", 100, "at least 2640"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(
+    manifest: Path, field: str, value: Any, allowed: str
+) -> None:
+    config = load("base")
+    config.data.manifest = str(manifest)
+    config_lib.validate(config)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=re.escape(f"config.{field} = {value!r}")) as caught:
+        config_lib.validate(config)
+    assert allowed in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        (
+            "checkpoint.evry",
+            3,
+            "config.checkpoint.evry: there is no such field; did you mean every?",
+        ),
+        ("step", 7, "config.step: there is no such field; did you mean steps?"),
+        ("masking.mask_len", 3, "config.masking.mask_len: there is no such field; did you mean"),
+        ("memory.xyz", 3, "config.memory.xyz: there is no such field"),
+        ("model.extractor_conv_layer_config", 64, "config.model: a value is of the wrong type"),
+        ("optimizer.betas", ("a", "b"), "config.optimizer: a value is of the wrong type"),
+    ],
+)
+def test_a_config_file_of_ones_own_is_read_with_care(
+    manifest: Path, field: str, value: Any, said: str
+) -> None:
+    config = load("base")
+    config.data.manifest = str(manifest)
+    *section, name = field.split(".")
+    with config.unlocked(), config.ignore_type():
+        (config[section[0]] if section else config)[name] = value
+    with pytest.raises(ValueError, match=re.escape(said)):
+        config_lib.validate(config)
+
+
+def test_base_has_all_fields_that_there_are_and_a_lacking_one_is_named(manifest: Path) -> None:
+    config = load("base")
+    sections = {name for name in config if isinstance(config[name], ConfigDict)}
+    assert {name: set(config[name]) for name in sections} | {"": set(config)} == {
+        name: set(fields) for name, fields in config_lib.FIELDS.items()
+    }
+    config.data.manifest = str(manifest)
+    with config.unlocked():
+        del config.data["num_rungs"]
+    with pytest.raises(ValueError, match=r"config\.data\.num_rungs is missing"):
+        config_lib.validate(config)
+
+
+def test_the_base_recipe_asks_for_a_manifest_by_name() -> None:
+    with pytest.raises(ValueError, match=r"config\.data\.manifest = None"):
+        config_lib.validate(load("base"))
+
+
+def test_a_missing_manifest_is_named() -> None:
+    config = load("base")
+    config.data.manifest = "/no/such.csv"
+    with pytest.raises(FileNotFoundError, match=r"config\.data\.manifest = '/no/such\.csv'"):
+        config_lib.validate(config)
+
+
+def test_base_is_the_published_recipe_of_the_dataclasses() -> None:
+    expected = StepConfig(ModelConfig(), MaskingConfig(), OptimizerConfig(), TeacherConfig())
+    assert config_lib.step_config(load("base")) == expected
+
+
+@pytest.mark.parametrize(("spidr", "dinosr"), [("base", "dinosr"), ("bench", "bench_dinosr")])
+def test_dinosr_differs_where_the_paper_says(spidr: str, dinosr: str) -> None:
+    saved = [config_lib.to_dict(load(name)) for name in (spidr, dinosr)]
+    assert [line.split()[0] for line in config_lib.changes(*saved)] == [
+        "config.model.encoder_layer_drop",
+        "config.model.model_type",
+        "config.teacher.schedule",
+    ]
+
+
+def test_the_bench_recipes_find_all_their_files_in_the_corpus(tmp_path: Path) -> None:
+    tiny.write_corpus(tmp_path / "train", utterances=1)
+    for name in ("bench", "bench_dinosr"):
+        config = load(name)
+        config.corpus = str(tmp_path)
+        config_lib.validate(config)
+        files = ("manifest.csv", "alignment.txt", "triphone.item")
+        assert [entry.split(":") for entry in config.evaluation.split(",")] == [
+            [name, *(f"{tmp_path}/dev-{name}/{file}" for file in files)]
+            for name in ("seen", "unseen")
+        ]
+
+
+def test_changes_name_fields_and_leave_out_the_free_ones() -> None:
+    saved = {"steps": 1, "seed": 0, "model": {"width": 8}, "checkpoint": {"every": 1}}
+    now = {"steps": 2, "seed": 0, "model": {"width": 9}, "checkpoint": {"every": 5}, "new": 1}
+    assert config_lib.changes(saved, now) == [
+        "config.model.width was 8 and is 9",
+        "config.new was None and is 1",
+    ]
+
+
+def test_the_resolved_config_survives_json(manifest: Path, tmp_path: Path) -> None:
+    config = config_lib.to_dict(tiny.config(manifest, tmp_path))
+    assert json.loads(json.dumps(config)) == config
+    assert config["model"]["extractor_conv_layer_config"][0] == [16, 10, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config=configs/smoke.py", "--config.modle.x=1"], "modle"),
+        (["--config=configs/smoke.py", "--config.optimizer.lr=fast"], "config.optimizer.lr"),
+        (["--config=configs/smoke.py", "left-over"], "left-over"),
+        (["--config=configs/none.py"], "configs/none.py"),
+        ([], "config"),
+    ],
+)
+def test_wrong_flags_end_in_one_line(arguments: list[str], expected: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "spidr_jax.main", *arguments],
+        cwd=tiny.REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error:")
+    assert expected in lines[0]

@@ -1,0 +1,281 @@
+"""TensorBoard and Weights & Biases beside metrics.jsonl: what a killed and resumed run leaves."""
+
+import importlib.util
+import json
+import signal
+import struct
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from spidr_jax.train import metrics
+from spidr_jax.train import sinks as logs
+from spidr_jax.train.sinks import Logs
+
+# Logs steps 1 to 5, the third in two goes, and dies of kill -9 as it is about to log the sixth.
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from spidr_jax.logs import Logs
+writer = Logs(Path(sys.argv[1]), 0, {"seed": 1}, tensorboard="t" in sys.argv[2], wandb=sys.argv[3])
+writer.write(0, {"dev_loss": 7.0})
+for step in range(1, 6):
+    writer.write(step, {"loss": step / 2})
+    if step == 3:
+        writer.write(step, {"dev_loss": 1.0})
+time.sleep(float(sys.argv[4]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def kill(folder: Path, tensorboard: bool = False, wandb: str = "", seconds: int = 0) -> None:
+    flag = "t" if tensorboard else "-"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder), flag, wandb, str(seconds)],
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+def resume(folder: Path, **options: Any) -> None:
+    """Go on after step 3 and end after step 6; what is beyond 3 has changed."""
+    writer = Logs(folder, 3, {"seed": 1}, **options)
+    assert writer.has(3, "dev_loss")
+    for step in (4, 5, 6):
+        writer.write(step, {"loss": step / 2 + 10})
+    writer.write(6, {"dev_loss": 0.5})
+    writer.close()
+
+
+RESUMED = [
+    {"step": 0, "dev_loss": 7.0},
+    {"step": 1, "loss": 0.5},
+    {"step": 2, "loss": 1.0},
+    {"step": 3, "loss": 1.5, "dev_loss": 1.0},
+    {"step": 4, "loss": 12.0},
+    {"step": 5, "loss": 12.5},
+    {"step": 6, "loss": 13.0, "dev_loss": 0.5},
+]
+
+
+def test_metrics_hold_no_step_twice_after_a_kill(tmp_path: Path) -> None:
+    kill(tmp_path)
+    assert metrics.read(tmp_path / "metrics.jsonl")[-1] == {"step": 5, "loss": 2.5}
+    resume(tmp_path)
+    assert metrics.read(tmp_path / "metrics.jsonl") == RESUMED
+    assert not (tmp_path / "tensorboard").exists()
+
+
+# --- TensorBoard
+
+
+def events(folder: Path) -> list[Event]:
+    """All events of a folder, file after file, by the format: length, its CRC, data, its CRC."""
+    found = []
+    for file in sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns):
+        data, place = file.read_bytes(), 0
+        while place < len(data):
+            (length,) = struct.unpack_from("<Q", data, place)
+            found.append(Event.FromString(data[place + 12 : place + 12 + length]))
+            place += 12 + length + 4
+        assert place == len(data)
+    return found
+
+
+def shown(folder: Path) -> list[tuple[int, str, float]]:
+    """What TensorBoard shows: a START event drops the values from its step on that came before."""
+    values: list[tuple[int, str, float]] = []
+    for event in events(folder):
+        if event.session_log.status == SessionLog.START:
+            values = [value for value in values if value[0] < event.step]
+        values += [(event.step, each.tag, each.simple_value) for each in event.summary.value]
+    return values
+
+
+def flat(lines: list[dict[str, Any]]) -> list[tuple[int, str, float]]:
+    return [(each["step"], name, each[name]) for each in lines for name in each if name != "step"]
+
+
+def test_tensorboard_shows_what_metrics_hold_after_a_kill(tmp_path: Path) -> None:
+    kill(tmp_path, tensorboard=True)
+    assert shown(tmp_path / "tensorboard") == flat(metrics.read(tmp_path / "metrics.jsonl"))
+    resume(tmp_path, tensorboard=True)
+    written = [(e.step, v.tag) for e in events(tmp_path / "tensorboard") for v in e.summary.value]
+    assert Counter(written)[5, "loss"] == 2  # files are not rewritten: it is START that counts
+    assert shown(tmp_path / "tensorboard") == flat(RESUMED)
+
+
+def test_tensorboard_begins_with_what_metrics_have(tmp_path: Path) -> None:
+    kill(tmp_path)
+    resume(tmp_path, tensorboard=True)
+    assert shown(tmp_path / "tensorboard") == flat(RESUMED)
+
+
+def test_tensorboard_gets_no_value_that_is_not_finite(tmp_path: Path) -> None:
+    writer = Logs(tmp_path, 0, {}, tensorboard=True)
+    writer.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "skipped": 2, "none": None})
+    writer.close()
+    assert shown(tmp_path / "tensorboard") == [(1, "skipped", 2.0)]
+
+
+def test_a_process_that_does_not_write_leaves_no_file(tmp_path: Path) -> None:
+    writer = Logs(tmp_path, 0, {}, tensorboard=True, writes=False)
+    writer.write(1, {"loss": 1.0})
+    assert not writer.has(1, "loss")
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Weights & Biases
+
+
+@pytest.mark.parametrize(("field", "value"), [("tensorboard", True), ("wandb", "speech")])
+def test_a_missing_package_names_the_extra(
+    field: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs.check_installed(tensorboard=True, wandb="")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    wanted = {"tensorboard": False, "wandb": ""} | {field: value}
+    message = rf"config\.{field} = {value!r} needs .*: pip install 'spidr_jax\[{field}\]'"
+    with pytest.raises(ImportError, match=message):
+        logs.check_installed(**wanted)
+    logs.check_installed(tensorboard=False, wandb="")
+
+
+class FakeWandb:
+    """What of wandb is used, with rows as W&B keeps them: one a step, in order."""
+
+    Error = ValueError
+
+    def __init__(self) -> None:
+        self.inits: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.finished = 0
+        self.offline = True
+
+    def init(self, **options: Any) -> Any:
+        if options["project"] == "forbidden":
+            raise self.Error("no access")
+        self.inits.append(options)
+        step = self.rows[-1]["step"] + 1 if self.rows and not self.offline else 0
+        return SimpleNamespace(step=step, offline=self.offline, log=self.log, finish=self.finish)
+
+    def log(self, values: dict[str, Any], step: int, commit: bool) -> None:
+        assert commit
+        assert not self.rows or step > self.rows[-1]["step"]
+        self.rows.append({"step": step} | values)
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
+    return fake
+
+
+def log_up_to_five(folder: Path) -> None:
+    """As `KILLED`, up to the kill: what waits for the next step is never sent."""
+    writer = Logs(folder, 0, {"seed": 1}, wandb="speech")
+    writer.write(0, {"dev_loss": 7.0})
+    for step in range(1, 6):
+        writer.write(step, {"loss": step / 2})
+        if step == 3:
+            writer.write(step, {"dev_loss": 1.0})
+    writer._sinks[0].close()
+
+
+def test_wandb_gets_each_step_once_in_one_run(wandb: FakeWandb, tmp_path: Path) -> None:
+    log_up_to_five(tmp_path)
+    assert [row["step"] for row in wandb.rows] == [0, 1, 2, 3, 4]
+    resume(tmp_path, wandb="speech")
+    old = [{"step": 4, "loss": 2.0}]  # W&B takes nothing back: step 4 is as first logged
+    assert wandb.rows == RESUMED[:4] + old + RESUMED[5:]
+    first, second = wandb.inits
+    assert first["id"] == second["id"]
+    assert (first["project"], first["config"], first["resume"]) == ("speech", {"seed": 1}, "allow")
+    assert wandb.finished == 1
+
+
+def test_what_the_server_did_not_get_is_sent_again(wandb: FakeWandb, tmp_path: Path) -> None:
+    wandb.offline = False
+    log_up_to_five(tmp_path)
+    del wandb.rows[3:]  # lost with the process that should have sent them
+    resume(tmp_path, wandb="speech")
+    assert wandb.rows == RESUMED
+
+
+def test_a_run_killed_before_its_first_row_is_the_same_run(
+    wandb: FakeWandb, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        Logs(tmp_path, 0, {}, wandb="speech").close()
+    assert wandb.inits[0]["id"] == wandb.inits[1]["id"]
+
+
+def test_wandb_gets_what_metrics_have_and_it_has_not(wandb: FakeWandb, tmp_path: Path) -> None:
+    kill(tmp_path)
+    resume(tmp_path, wandb="speech")
+    assert wandb.rows == RESUMED
+
+
+def test_another_project_is_another_run(wandb: FakeWandb, tmp_path: Path) -> None:
+    log_up_to_five(tmp_path)
+    wandb.rows.clear()
+    resume(tmp_path, wandb="other")
+    assert wandb.inits[0]["id"] != wandb.inits[1]["id"]
+    assert wandb.rows == RESUMED
+
+
+def test_what_wandb_refuses_is_told_in_one_line(wandb: FakeWandb, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"config\.wandb = 'forbidden': no access"):
+        Logs(tmp_path, 0, {}, wandb="forbidden")
+
+
+def test_wandb_itself_offline_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    kill(tmp_path, wandb="speech", seconds=20)  # offline, W&B keeps rows for seconds
+    code = "import pathlib, sys; sys.path.insert(0, sys.argv[1]); import test_logs\n"
+    code += "test_logs.resume(pathlib.Path(sys.argv[2]), wandb='speech')"
+    here = str(Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", code, here, str(tmp_path)], check=True, timeout=120)
+    rows, ids = [], set()
+    for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
+        for record in map(Record.FromString, records(file.read_bytes())):
+            if record.HasField("run"):
+                ids.add(record.run.run_id)
+            if record.HasField("history"):
+                items = record.history.item
+                values = {e.key or e.nested_key[0]: json.loads(e.value_json) for e in items}
+                row = {name: v for name, v in values.items() if not name.startswith("_")}
+                rows.append({"step": values["_step"]} | row)
+    assert len(ids) == 1
+    assert rows == [*RESUMED[:4], {"step": 4, "loss": 2.0}, *RESUMED[5:]]
+
+
+def records(data: bytes) -> Iterator[bytes]:
+    """The records of a .wandb file: LevelDB's log format after a header of 7 bytes."""
+    place, record = 7, b""
+    while place < len(data):
+        if 32_768 - place % 32_768 < 7:  # no room for a record's header in this block
+            place += 32_768 - place % 32_768
+            continue
+        length, kind = struct.unpack_from("<HB", data, place + 4)  # after the CRC
+        record += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""

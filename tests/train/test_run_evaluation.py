@@ -1,0 +1,311 @@
+"""Evaluation while a run trains: its numbers, its cadence, its share of the time, its faults."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+
+from spidr_jax import evaluate
+from spidr_jax.inference.datasets import open_sets, parse_sets
+from spidr_jax.method.step import StepConfig
+from spidr_jax.model.config import ModelConfig
+from spidr_jax.report.__main__ import main as report
+from spidr_jax.train import evaluation as run_evaluation
+from spidr_jax.train import loop as train
+from spidr_jax.train import metrics, sharding
+from spidr_jax.train.evaluation import RunEvaluation, TimeShare
+
+TIMINGS = ("audio_seconds_per_second", "data_wait")
+MEASURES = ("pnmi", "phone_purity", "cluster_purity", "abx_within", "abx_across")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The runs of this file compile the same programs: let the later ones read them."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Manifest, alignment and ABX items."""
+    manifest = tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+    return manifest, *tiny.write_labels(manifest)
+
+
+# --- what is to be measured
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "a:m", ":m:al", "a:m:", "a:m::", "a b:m:al", "a::al", "a:m:al:it:x", "a:m:al::x"]
+)
+def test_bad_specs_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"config\.evaluation: '.*' is not name:manifest:align"):
+        parse_sets(text)
+
+
+def test_specs_may_leave_out_phones_or_items() -> None:
+    found = [tuple(spec) for spec in parse_sets("a:m:al, b:m:al:it,c:m::it,")]
+    expected = [("a", "m", "al", None), ("b", "m", "al", "it"), ("c", "m", None, "it")]
+    assert found == expected
+    with pytest.raises(ValueError, match="the name 'a' stands twice"):
+        parse_sets("a:m:al,a:n:al")
+
+
+def test_a_missing_file_is_named_with_its_set(files: Any) -> None:
+    manifest, alignment, _ = files
+    for text, name in ((f"a:{manifest}:no.txt", "no.txt"), (f"a:no.csv:{alignment}", "no.csv")):
+        with pytest.raises(FileNotFoundError, match=rf"config\.evaluation: a: {name}: there is no"):
+            open_sets(text)
+    short = manifest.with_name("short.txt")
+    short.write_text("u00 0 0.5 A\n")
+    with pytest.raises(ValueError, match=r"config\.evaluation: a: .* no phones of 'u01'"):
+        open_sets(f"a:{manifest}:{short}")
+
+
+# --- when
+
+
+class Clock:
+    """Time that passes when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_share_of_the_time_is_kept() -> None:
+    clock = Clock()
+    share = TimeShare(0.25, clock)
+    assert share.allows()  # nothing is known yet
+    with share.spending():
+        clock.now = 10.0
+    clock.now = 69.9  # 10 spent and 10 more would be 20 of 79.9: above a quarter
+    assert not share.allows()
+    clock.now = 70.0
+    assert share.allows()
+    with share.spending():
+        clock.now = 72.0
+    clock.now = 53.9  # the last took 2: 14 of 56
+    assert not share.allows()
+    clock.now = 54.0
+    assert share.allows()
+    with contextlib.suppress(OSError), share.spending():
+        clock.now += 100.0
+        raise OSError  # it took its time all the same
+    assert share.last == 100.0
+
+
+def planned(files: Any, share: TimeShare, every: int, folder: Path) -> RunEvaluation:
+    config = StepConfig(model=ModelConfig(**tiny.FIELDS))
+    text = f"tones:{files[0]}:{files[1]}"
+    found = RunEvaluation(
+        text, config, sharding.make_mesh(), every=every, share=share, steps=100, log_every=4
+    )
+    found.begin(folder)
+    return found
+
+
+def test_what_is_due_is_put_off_until_the_share_permits(
+    files: Any, tmp_path: Path, capsys: Any
+) -> None:
+    clock = Clock()
+    share = TimeShare(0.5, clock)
+    found = planned(files, share, 10, tmp_path)
+    found._rows = lambda *_: setattr(clock, "now", clock.now + 10) or []  # each takes 10 s
+    asked: Any = type("State", (), {"params": {}})
+    logs: Any = type("Logs", (), {"has": lambda *_: False, "write": lambda *_: None})
+    done = []
+    for step in range(101):
+        clock.now += 0.625 * (step > 0)
+        if found.due(step):
+            done.append(step)
+            found.measure(asked, step, logs)
+    # By step n the run has taken 0.625 n and 10 for each evaluation; k + 1 of them may take half
+    # of that: from n = 16 (k + 1) on. Asked again at multiples of 4, and then due at the next 10.
+    assert done == [0, 32, 48, 64, 80, 96, 100]
+    assert capsys.readouterr().out.count("evaluation put off after step 10") == 1
+
+
+def test_cadence_start_and_end(files: Any, tmp_path: Path) -> None:
+    always = TimeShare(1.0, Clock())
+    for every, expected in ((30, [0, 30, 60, 90, 100]), (0, [0, 100])):
+        found = planned(files, always, every, tmp_path)
+        due = []
+        for step in range(101):
+            if found.due(step):
+                due.append(step)
+                found._measured = step
+        assert due == expected
+
+
+def test_a_resumed_run_knows_what_has_been_measured(files: Any, tmp_path: Path) -> None:
+    def due_after(*lines: dict[str, Any]) -> list[int]:
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        found = planned(files, TimeShare(1.0, Clock()), 30, tmp_path)
+        return [step for step in (0, 29, 30, 36, 45, 60, 100) if found.due(step)]
+
+    measured = {"tones_pnmi_3": 0.1}
+    assert due_after({"step": 30} | measured) == [60, 100]
+    assert due_after({"step": 0} | measured, {"step": 30, "loss": 1.0}) == [30, 36, 60, 100]
+    assert due_after({"step": 100} | measured) == []
+    assert due_after({"step": 30, "other_pnmi_3": 0.1}) == [0, 30, 36, 60, 100]
+
+
+# --- in a run
+
+
+def run_to_end(config: ConfigDict) -> tuple[Any, list[dict[str, Any]]]:
+    run = train.open_run(config)
+    assert train.train(run, train.build_state(run)) == 0
+    final = jax.device_get(train.build_state(train.open_run(config)))
+    lines = metrics.read(Path(config.workdir) / "metrics.jsonl")
+    return final, [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def straight(files: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An uninterrupted run of six steps, evaluated every other one, and what it compiled."""
+    manifest, alignment, items = files
+    config = tiny.config(manifest, tmp_path_factory.mktemp("straight") / "run")
+    convolutions = ((16, 80, 40), (16, 8, 8))
+    config.model.update(extractor_conv_layer_config=convolutions, encoder_pos_conv_depth=1)
+    config.update(log_every=1, evaluation_every=2, evaluation_share=1.0)
+    config.evaluation = f"tones:{manifest}:{alignment}:{items},flat:{manifest}::{items}"
+    config.optimizer.update(lr=0.05, warmup_steps=2)  # so that the numbers move
+    compiled: list[int] = []
+    measure = RunEvaluation.measure
+    counted = [0]
+
+    def count(name: str, *_: Any, **__: Any) -> None:
+        counted[0] += name == "/jax/core/compile/backend_compile_duration"
+
+    def watched(self: RunEvaluation, *args: Any) -> None:
+        before = counted[0]
+        measure(self, *args)
+        compiled.append(counted[0] - before)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunEvaluation, "measure", watched)
+        state, lines = run_to_end(config)
+    return config, state, lines, compiled
+
+
+def evaluated(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: v for name, v in line.items() if name.startswith(("tones_", "flat_"))}
+
+
+def test_every_set_is_measured_at_its_cadence(straight: Any) -> None:
+    lines = straight[2]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
+    promised = {f"tones_{name}_{k}" for name in MEASURES for k in (1, 2)}
+    promised |= {f"flat_abx_{name}_{k}" for name in ("within", "across") for k in (1, 2)}
+    for line in lines:
+        assert evaluated(line).keys() == (promised if line["step"] % 2 == 0 else set())
+        assert ("loss" in line) == (line["step"] > 0)
+    moved = {name for name in promised if lines[0][name] != lines[6][name]}
+    assert moved >= {"tones_abx_across_2", "flat_abx_within_1"}
+
+
+def test_only_the_first_evaluation_compiles(straight: Any) -> None:
+    compiled = straight[3]
+    assert len(compiled) == 4
+    assert compiled[0] > 0
+    assert compiled[1:] == [0, 0, 0]
+
+
+def test_the_numbers_are_those_of_the_evaluation_command(
+    straight: Any, files: Any, tmp_path: Path
+) -> None:
+    config, _, lines, _ = straight
+    manifest, alignment, items = map(str, files)
+    out = tmp_path / "e.json"
+    line = ["--checkpoint", config.workdir, "--manifest", manifest, "--alignment", alignment]
+    line += ["--item", items, "--kinds", "codebooks,units", "--out", str(out)]
+    line += ["--max-size-group", "10", "--max-x-across", "5", "--batch-seconds", "40"]
+    assert evaluate.main(line) == 0
+    found = {}
+    for row in json.loads(out.read_text())["results"]:
+        wanted = MEASURES[:3] if row["kind"] == "units" else MEASURES[3:]
+        found |= {f"tones_{name}_{row['layer']}": row[name] for name in wanted}
+    assert len(found) == 10
+    assert {name: lines[-1][name] for name in found} == pytest.approx(found, abs=5e-3)
+
+
+def test_evaluation_changes_nothing_of_the_run(straight: Any, tmp_path: Path) -> None:
+    with_it, state, lines, _ = straight
+    config = ConfigDict(with_it.to_dict())
+    config.update(workdir=str(tmp_path / "run"), evaluation="")
+    state_without, lines_without = run_to_end(config)
+    jax.tree.map(np.testing.assert_array_equal, state, state_without)
+    trained = [{k: v for k, v in line.items() if k not in evaluated(line)} for line in lines]
+    assert trained[1:] == lines_without
+
+
+def test_killed_between_save_and_evaluation_and_resumed_gives_the_same_lines(
+    straight: Any, tmp_path: Path
+) -> None:
+    whole, state, lines, _ = straight
+    config = ConfigDict(whole.to_dict())
+    config.update(workdir=str(tmp_path / "run"), steps=4)
+    run_to_end(config)
+    file = tmp_path / "run" / "metrics.jsonl"
+    *kept, last = metrics.read(file)
+    cut = {name: v for name, v in last.items() if not name.startswith("flat_")}  # after one set
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*kept, cut]))
+    config.steps = 6
+    resumed_state, resumed_lines = run_to_end(config)
+    jax.tree.map(np.testing.assert_array_equal, state, resumed_state)
+    assert resumed_lines == lines
+
+
+def test_the_report_shows_the_curves(straight: Any, tmp_path: Path) -> None:
+    from report_page import SECTIONS, read
+
+    config, _, lines, _ = straight
+    out = tmp_path / "report.html"
+    assert report([config.workdir, "--no-model", "--out", str(out)]) == 0
+    page = read(out)
+    for title, name in (
+        ("Layer 2: PNMI on tones", "tones_pnmi_2"),
+        ("Layer 1: ABX across on tones", "tones_abx_across_1"),
+        ("Layer 1: Phone purity on tones", "tones_phone_purity_1"),
+        ("Layer 2: ABX within on flat", "flat_abx_within_2"),
+    ):
+        expected = {line["step"]: line[name] for line in lines[::2]}
+        assert page.drawn(SECTIONS[4], title) == pytest.approx(expected, abs=1e-3)
+    assert "of the codebook predictions" in page.text[SECTIONS[4]]
+
+
+def test_a_set_that_cannot_be_measured_ends_no_run_that_trains(
+    straight: Any, tmp_path: Path, capsys: Any
+) -> None:
+    config = ConfigDict(straight[0].to_dict())
+    manifest = tiny.write_corpus(tmp_path / "other", 9)
+    alignment, _ = tiny.write_labels(manifest)
+    config.update(workdir=str(tmp_path / "run"), evaluation=f"gone:{manifest}:{alignment}")
+    run = train.open_run(config)
+    state = train.build_state(run)
+    (tmp_path / "other" / "u03.wav").unlink()
+    with pytest.raises(run_evaluation.BadDataError, match=r"config\.evaluation: gone: .*u03"):
+        train.train(run, state)
+    soon = [{"step": 0, "gone_pnmi_2": 0.0}]  # as if it had gone after the start
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(soon[0]) + "\n")
+    _, lines = run_to_end(config)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
+    warnings = [x for x in capsys.readouterr().out.splitlines() if x.startswith("warning: config")]
+    assert len(warnings) == 3
+    assert all("u03.wav" in warning for warning in warnings)

@@ -1,0 +1,353 @@
+"""Validation: the same batches every time, its numbers, its cadence, the best checkpoint."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import spidr_jax
+from spidr_jax.data import pipeline
+from spidr_jax.data.sources import open_sources
+from spidr_jax.method import step as train_step
+from spidr_jax.method.step import StepConfig, TrainState
+from spidr_jax.model.config import ModelConfig
+from spidr_jax.train import loop as train
+from spidr_jax.train import metrics, sharding, validation
+from spidr_jax.train.console import ProgressLog
+from spidr_jax.train.sinks import Logs
+from spidr_jax.train.validation_sets import ValidationSet, describe, open_sets, plan_batches
+
+TIMINGS = ("audio_seconds_per_second", "data_wait")
+LIMITS = {
+    "min_samples": 2_000,
+    "max_samples": 320_000,
+    "num_rungs": 8,
+    "max_batch_samples": 64_000,
+    "planned_devices": 1,
+}
+READING = {"num_threads": 1, "max_bad_share": 0.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The runs of this file compile the same programs: let the later ones read them."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Manifests of 14 utterances to train on and of 9 to validate on."""
+    folder = tmp_path_factory.mktemp("corpus")
+    return tiny.write_corpus(folder / "train"), tiny.write_corpus(folder / "dev", 9, 1.2)
+
+
+# --- the sets
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dev", "'dev' is not name:manifest"),
+        ("dev:", "'dev:' is not name:manifest"),
+        (":m.csv", "':m.csv' is not name:manifest"),
+        ("de v:m.csv", "'de v:m.csv' is not name:manifest"),
+        ("dev:no.csv", "dev: 'no.csv': there is no such file"),
+    ],
+)
+def test_bad_specs_are_refused(text: str, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=r"config\.validation: ") as caught:
+        open_sets(text, num_devices=1, **LIMITS)
+    assert message in str(caught.value)
+
+
+def test_a_name_stands_once(manifests: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match="the name 'dev' stands twice"):
+        open_sets(f"dev:{manifests[0]},dev:{manifests[1]}", num_devices=1, **LIMITS)
+
+
+def test_a_set_smaller_than_a_batch_says_what_to_change(manifests: tuple[Path, Path]) -> None:
+    limits = LIMITS | {"planned_devices": 16}
+    with pytest.raises(ValueError, match=r"dev: 9 of its 9 .* takes 16: .*planned_devices"):
+        open_sets(f"dev:{manifests[1]}", num_devices=1, **limits)
+
+
+def test_rows_must_divide_among_the_devices(manifests: tuple[Path, Path]) -> None:
+    limits = LIMITS | {"planned_devices": 3}
+    assert open_sets(f"dev:{manifests[1]}", num_devices=3, **limits)
+    with pytest.raises(ValueError, match=r"planned_devices = 3: \d+ rows .* among 2 devices"):
+        open_sets(f"dev:{manifests[1]}", num_devices=2, **limits)
+
+
+class Corpus:
+    """Utterances of these lengths."""
+
+    def __init__(self, num_samples: list[int]) -> None:
+        self.num_samples, self.fingerprint = np.array(num_samples), "x"
+
+    def __len__(self) -> int:
+        return len(self.num_samples)
+
+
+def plan_of(num_samples: list[int], largest: int, planned_devices: int) -> Any:
+    source: Any = type("Source", (), {"name": "dev", "weight": 1.0, "corpus": Corpus(num_samples)})
+    plan = plan_batches(
+        source,
+        min_samples=2_000,
+        max_samples=320_000,
+        num_rungs=4,
+        largest=largest,
+        planned_devices=planned_devices,
+    )
+    assert len(plan.rungs) <= 4
+    return plan, describe(ValidationSet("dev", source, plan))
+
+
+def test_a_large_set_comes_in_batches_of_one_device_spread_over_all() -> None:
+    plan, text = plan_of([64_080] * 1008, largest=640_000, planned_devices=4)
+    assert plan.rows == {64_080: 36}  # 640,000 // 64,080 = 9 for each device
+    assert plan.batches == {64_080: 28}
+    assert "dev, 1008 of 1008 utterances, 100% of the audio, in 28 batches" in text
+
+
+@pytest.mark.parametrize("utterances", [3, 20, 50])
+def test_a_small_set_comes_in_smaller_batches_not_in_none(utterances: int) -> None:
+    plan, text = plan_of([64_080] * utterances, largest=3_800_000, planned_devices=1)
+    assert plan.batches == {64_080: 1}
+    assert 0.95 * utterances <= plan.rows[64_080] <= utterances
+    assert f"dev, {plan.rows[64_080]} of {utterances} utterances" in text
+
+
+def test_most_of_fifty_utterances_of_all_lengths_is_measured() -> None:
+    lengths = np.random.default_rng(0).integers(32_000, 192_000, 50)
+    plan, _ = plan_of(lengths.tolist(), largest=3_800_000, planned_devices=1)
+    used = [row for step in range(plan.batches_per_epoch) for row in plan.batch(step).rows]
+    assert len(set(used)) == len(used) >= 40
+
+
+# --- the numbers
+
+
+def test_values_are_means_over_the_batches(manifests: tuple[Path, Path]) -> None:
+    (dataset,) = open_sets(f"dev:{manifests[1]}", num_devices=1, **LIMITS | {"max_samples": 20_000})
+    count = dataset.plan.batches_per_epoch
+    assert count == 3
+    seen = []
+
+    def eval_fn(state: Any, batch: Any, number: Any) -> Any:
+        seen.append(batch)
+        return {"loss": np.float32(2 * number), "loss_per_codebook": np.array([number, number**2])}
+
+    state = TrainState(0, 0, {}, "moments", {}, None)
+    values = validation.measure_set(eval_fn, state, dataset, sharding.make_mesh(), **READING)
+    assert metrics.flatten(values, (5, 6)) == {"loss": 2.0, "loss_5": 1.0, "loss_6": 5 / 3}
+    sources = open_sources(dataset.source.corpus.manifest, None)
+    with pipeline.batches(sources, dataset.plan, stop=count) as batches:
+        for found, expected in zip(seen, batches, strict=True):
+            for name in expected:
+                np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.fixture(scope="module")
+def straight(manifests: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An uninterrupted run of six steps, validated every other one."""
+    config = tiny.config(manifests[0], tmp_path_factory.mktemp("straight") / "run")
+    config.update(log_every=1, validation_every=2)
+    config.validation = f"dev:{manifests[1]},own:{manifests[0]}"
+    return config, *run_to_end(config)
+
+
+def run_to_end(config: ConfigDict) -> tuple[Any, list[dict[str, Any]]]:
+    run = train.open_run(config)
+    assert train.train(run, train.build_state(run)) == 0
+    final = jax.device_get(train.build_state(train.open_run(config)))
+    lines = metrics.read(Path(config.workdir) / "metrics.jsonl")
+    return final, [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
+
+
+def validated(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name.startswith(("dev_", "own_"))}
+
+
+def test_every_set_is_measured_at_the_start_the_end_and_at_its_cadence(straight: Any) -> None:
+    _, _, lines = straight
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
+    names = ["active_codes", "loss", "masked_frames", "pred_ppl", "target_ppl"]
+    names += [f"{n}_{k}" for n in ("active", "loss", "pred_ppl", "target_ppl") for k in (1, 2)]
+    promised = {f"{dataset}_{name}" for dataset in ("dev", "own") for name in names}
+    for line in lines:
+        assert validated(line).keys() == (promised if line["step"] % 2 == 0 else set())
+        assert ("loss" in line) == (line["step"] > 0)
+    assert lines[0]["dev_loss"] == pytest.approx(np.log(8), abs=0.1)
+    assert lines[0]["dev_masked_frames"] == lines[6]["dev_masked_frames"]
+    assert lines[0]["dev_loss"] != lines[6]["dev_loss"]
+
+
+def test_validation_changes_nothing_of_the_run(straight: Any, tmp_path: Path) -> None:
+    with_it, state, lines = straight
+    config = ConfigDict(with_it.to_dict())
+    config.update(workdir=str(tmp_path / "run"), validation="")
+    state_without, lines_without = run_to_end(config)
+    jax.tree.map(np.testing.assert_array_equal, state, state_without)
+    assert jax.tree.structure(state) == jax.tree.structure(state_without)
+    trained = [{k: v for k, v in line.items() if k not in validated(line)} for line in lines]
+    assert trained[1:] == lines_without
+
+
+def test_the_same_state_gives_the_same_numbers_whatever_the_seed(straight: Any) -> None:
+    whole, _, lines = straight
+    config = ConfigDict(whole.to_dict())
+    state = train.build_state(train.open_run(config))
+    config.seed = 11
+    config.validation = f"again:{config.validation.split(',')[0].removeprefix('dev:')}"
+    again = train.open_run(config).validation
+    (dataset,) = again.sets
+    eval_fn = validation.make_eval_fn(train.open_run(config).step_config, sharding.make_mesh())
+    for _ in range(2):
+        values = validation.measure_set(eval_fn, state, dataset, sharding.make_mesh(), **READING)
+        assert {f"dev_{k}": v for k, v in metrics.flatten(values, (1, 2)).items()} == {
+            name: value for name, value in lines[6].items() if name.startswith("dev_")
+        }
+
+
+def test_stopped_and_resumed_gives_the_same_lines_and_keeps_the_best(
+    straight: Any, tmp_path: Path, capsys: Any
+) -> None:
+    whole, state, lines = straight
+    best = next(name for name in worsening(lines) if name.startswith("dev_"))
+    config = ConfigDict(whole.to_dict())
+    config.update(workdir=str(tmp_path / "run"), steps=4)
+    config.checkpoint.update(every=100, keep=1, best=best)
+    run_to_end(config)
+    file = tmp_path / "run" / "metrics.jsonl"
+    *kept, last = metrics.read(file)
+    assert validated(last)
+    last = {name: value for name, value in last.items() if not name.startswith("dev_")}
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*kept, last]))  # a line cut short
+    config.steps = 6
+    resumed_state, resumed_lines = run_to_end(config)
+    jax.tree.map(np.testing.assert_array_equal, state, resumed_state)
+    assert resumed_lines == lines
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(int(path.name) for path in folder.iterdir()) == [2, 6]
+    output = capsys.readouterr().out
+    assert output.count(f"best {best} so far: {lines[2][best]:.4f} after step 2\n") == 1
+    assert output.count(f"best: checkpoints/2 with {lines[2][best]:.4f}\n") == 2
+    assert spidr_jax.load(tmp_path / "run").step == 6
+    assert spidr_jax.load(folder / "2").step == 2
+
+
+def worsening(lines: list[dict[str, Any]]) -> list[str]:
+    """The metrics that are best at step 2 of those after steps 2, 4 and 6."""
+    found = []
+    for name in validated(lines[0]):
+        values = [lines[step][name] for step in (2, 4, 6)]
+        values = [-value for value in values] if "loss" not in name else values
+        if values[0] < min(values[1:]):
+            found.append(name)
+    return [name for name in found if "masked" not in name]
+
+
+@pytest.mark.parametrize("best", ["loss", "dev_masked_frames", "dev_loss_3", "own_lost"])
+def test_the_best_in_what_nobody_measures_is_refused(straight: Any, best: str) -> None:
+    config = ConfigDict(straight[0].to_dict())
+    config.checkpoint.best = best
+    with pytest.raises(ValueError, match=rf"checkpoint\.best = '{best}': allowed .*own_active_2"):
+        train.open_run(config)
+    config.validation = ""
+    with pytest.raises(ValueError, match=r"config\.validation, which is empty"):
+        train.open_run(config)
+
+
+def test_unreadable_files_end_the_run_by_the_sets_name_but_save_it(
+    straight: Any, tmp_path: Path
+) -> None:
+    config = ConfigDict(straight[0].to_dict())
+    dev = tiny.write_corpus(tmp_path / "dev", 9, 1.2)
+    config.update(workdir=str(tmp_path / "run"), validation=f"dev:{dev}")
+    run = train.open_run(config)
+    state = train.build_state(run)
+    for file in (tmp_path / "dev").glob("*.wav"):
+        file.unlink()
+    writer = Logs(tmp_path, 0, {})
+    log = ProgressLog(writer, 6, run.step_config.model)
+    with (
+        closing(writer),
+        pytest.raises(pipeline.BadDataError, match=r"config\.validation: dev: .*stand-ins"),
+    ):
+        train._validate(run, state, 2, log)  # in a whole run they would have to go while it trains
+    run.checkpoints.wait()
+    assert run.checkpoints.latest() == 2
+
+
+# --- on several devices
+
+
+def measure_everywhere(manifest: Path) -> list[dict[str, float]]:
+    """The numbers of a model that has learnt nothing: on 1 device, on 8, with a split teacher."""
+    model = ModelConfig(
+        extractor_conv_layer_config=((16, 10, 5), (16, 8, 64)),
+        encoder_embed_dim=16,
+        encoder_pos_conv_depth=1,
+        encoder_pos_conv_kernel=5,
+        encoder_pos_conv_groups=2,
+        encoder_num_layers=2,
+        encoder_num_heads=2,
+        encoder_ff_interm_features=32,
+        codebook_size=8,
+        num_codebooks=2,
+    )
+    config = StepConfig(model=model, dtype=np.float32)
+    drawn = jax.jit(lambda key: train_step.init_state(config, key))(jax.random.key(0))
+    limits = LIMITS | {"planned_devices": 8, "max_samples": 18_000}
+    found = []
+    for number, fsdp in ((1, False), (8, False), (8, True)):
+        mesh = Mesh(np.array(jax.devices()[:number]), ("data",))
+        (dataset,) = open_sets(f"dev:{manifest}", num_devices=number, **limits)
+        state = jax.device_put(drawn, sharding.state_shardings(drawn, mesh, fsdp))
+        eval_fn = validation.make_eval_fn(config, mesh)
+        values = validation.measure_set(eval_fn, state, dataset, mesh, **READING)
+        flat = metrics.flatten(values, (1, 2))
+        found.append(flat | {"batches": dataset.plan.batches_per_epoch})
+    return found
+
+
+@pytest.mark.slow
+def test_the_numbers_are_equal_on_one_and_eight_devices(tmp_path: Path) -> None:
+    tiny.write_corpus(tmp_path, 18)
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path / "manifest.csv")],
+        env=environment,
+        check=True,
+        timeout=300,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    one, eight, split = json.loads(done.stdout)
+    assert one["batches"] == 2
+    assert one.keys() == eight.keys() == split.keys()
+    for name in one:
+        exact = name.startswith(("active", "masked", "batches"))
+        for other in (eight, split):
+            assert other[name] == pytest.approx(one[name], rel=0 if exact else 1e-6), name
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_everywhere(Path(sys.argv[1]))))
