@@ -15,11 +15,10 @@ from spidr_jax.data.pipeline import BadDataError
 from spidr_jax.report import draw
 from spidr_jax.toy import make_corpus
 from spidr_jax.train import config as config_lib
-from spidr_jax.train import distributed as processes
+from spidr_jax.train import distributed, watchdog
 from spidr_jax.train import loop as train
 from spidr_jax.train import preemption as stop
 from spidr_jax.train import programs as compilation
-from spidr_jax.train import watchdog
 from spidr_jax.train.monitors import NotFiniteError
 
 CORPUS_SECONDS = 1800  # that the other processes wait for the one that makes the corpus
@@ -63,15 +62,15 @@ def main(argv: Sequence[str]) -> int:
     _hush_threads()
     signal.signal(signal.SIGINT, stop.raise_interrupt)
     with one_line_errors(ValueError, RuntimeError):
-        processes.start()
-    with processes.together():
+        distributed.start()
+    with distributed.session():
         with one_line_errors(ValueError, OSError, ImportError):
             config = resolve(argv)
             compilation.use_cache(config.compilation_cache)
             if config.data.embedded_corpus:
-                if processes.is_first():
+                if distributed.is_first():
                     make_corpus(config.data.embedded_corpus)
-                processes.wait("the embedded corpus", CORPUS_SECONDS)
+                distributed.barrier("the embedded corpus", CORPUS_SECONDS)
         with watchdog.watch(config.watchdog_seconds):
             return run(config)
 
@@ -99,7 +98,7 @@ def run(config: ConfigDict) -> int:
         try:
             return train.train(opened, state)
         finally:
-            if processes.is_first():
+            if distributed.is_first():
                 draw(opened.folder)
 
 

@@ -18,9 +18,8 @@ import tiny
 import yaml
 from group import environment
 
-from spidr_jax.train import distributed as processes
+from spidr_jax.train import distributed, metrics
 from spidr_jax.train import loop as train
-from spidr_jax.train import metrics
 
 LAUNCH = tiny.REPOSITORY / "launch"
 JOBSET = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
@@ -39,10 +38,10 @@ def variables(text: str) -> set[str]:
 
 def test_the_launchers_set_what_the_code_reads() -> None:
     assert variables((LAUNCH / "local_multiprocess.sh").read_text()) == {
-        *processes.TRIO,
-        processes.DEVICES,
+        *distributed.TRIO,
+        distributed.DEVICES,
     }
-    assert set(of_jobset()[2]) == set(processes.TRIO)
+    assert set(of_jobset()[2]) == set(distributed.TRIO)
     for name in ("slurm.sbatch", "tpu_vm.sh"):  # JAX asks SLURM and the TPU itself
         assert not variables((LAUNCH / name).read_text())
         assert "JAX_" not in (LAUNCH / name).read_text()
@@ -60,7 +59,7 @@ def test_the_jobset_is_of_one_piece() -> None:
     index = env["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
     assert index == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     given = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": number, "JAX_PROCESS_ID": "0"}
-    assert processes.choose(given)["num_processes"] == 2
+    assert distributed.choose(given)["num_processes"] == 2
 
 
 # ---- with stand-ins for what is not here

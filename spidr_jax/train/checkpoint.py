@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from spidr_jax.train import distributed as processes
+from spidr_jax.train import distributed
 from spidr_jax.weights import orbax as orbax_files
 
 
@@ -60,7 +60,7 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._saving: int | None = None
         self._manager = ocp.CheckpointManager(self.folder, options=options)
-        newest = processes.gather(-1 if (step := self.latest()) is None else step)
+        newest = distributed.all_gather_int(-1 if (step := self.latest()) is None else step)
         if len(set(newest)) > 1:
             raise ValueError(
                 f"{folder} must be one folder for all processes; their newest checkpoints "
@@ -114,7 +114,7 @@ class Checkpoints:
         if step == self._manager.latest_step():
             return
         needed = (_num_bytes(state) >> 20) + 1
-        free = processes.gather(shutil.disk_usage(self.folder).free >> 20)[0]
+        free = distributed.all_gather_int(shutil.disk_usage(self.folder).free >> 20)[0]
         if needed > free:  # the first process decides for all
             raise OSError(
                 f"no room for checkpoint {step} in {self.folder}: "
@@ -188,7 +188,9 @@ class Checkpoints:
                 self._manager.check_for_errors()
         except OSError as error:
             failure = error
-        if any(processes.gather(int(failure is not None))):  # all must know the same checkpoints
+        if any(
+            distributed.all_gather_int(int(failure is not None))
+        ):  # all must know the same checkpoints
             if jax.process_index() == 0:  # a full disk needs the room
                 for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
                     shutil.rmtree(partial, ignore_errors=True)

@@ -15,7 +15,7 @@ from spidr_jax.eval.abx import SPEAKERS
 from spidr_jax.eval.results import Measured
 from spidr_jax.method.step import StepConfig, TrainState
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.train import distributed as processes
+from spidr_jax.train import distributed
 from spidr_jax.train.metrics import flatten, read
 from spidr_jax.train.monitors import Collapse
 from spidr_jax.train.sinks import Logs
@@ -73,7 +73,7 @@ class ProgressLog:
         self.writer.write(step, values)
         left = datetime.timedelta(seconds=round((self._steps - step) * elapsed / self._counted))
         ending = f"{elapsed:.0f} s with compilation" if self._compiling else f"left {left}"
-        print(f"{_line(step, self._steps, values)}  {ending}", flush=True)
+        distributed.tell(f"{_line(step, self._steps, values)}  {ending}")
         self._collapse.check(step, {k: values[f"target_ppl_{k}"] for k in self._layers})
         self._compiling = False
         self._begin()
@@ -97,14 +97,13 @@ def introduce(folder: Path, plan: Plan, config: StepConfig, state: TrainState) -
     teacher = sum(x.size for x in jax.tree.leaves(state.teacher))
     model = config.model
     step = int(state.step)
-    print(
+    distributed.tell(
         f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, "
         f"{jax.process_count()} process(es), jax {jax.__version__}, {config.dtype.__name__}\n"
         f"model: {model.model_type}, {student / 1e6:.1f} M parameters, teacher "
         f"{teacher / 1e6:.1f} M; {model.num_codebooks} codebooks of {model.codebook_size}\n"
         f"data: {plan.describe()}\n"
-        f"run: {folder}, " + (f"goes on after step {step}" if step else "starts"),
-        flush=True,
+        f"run: {folder}, " + (f"goes on after step {step}" if step else "starts")
     )
 
 
@@ -115,23 +114,22 @@ def report_evaluation(step: int, name: str, rows: Sequence[Measured], seconds: f
     abx = [f"{k} {within:.1%} / {across:.1%}" for k, within, across in errors]
     named = {"PNMI of units": pnmi, "ABX of codebooks, within / across speakers": abx}
     text = "\n".join(f"{kind}: layer {'  '.join(each)}" for kind, each in named.items() if each)
-    print(f"evaluation {name} after step {step} ({seconds:.1f} s)\n{text}", flush=True)
+    distributed.tell(f"evaluation {name} after step {step} ({seconds:.1f} s)\n{text}")
 
 
 def report_validation(step: int, name: str, values: Mapping[str, float], seconds: float) -> None:
     """Say the means of a validation set."""
-    print(
+    distributed.tell(
         f"validation {name} after step {step}: loss {values['loss']:.3f}"
         f"  target_ppl {values['target_ppl']:.1f}"
         f"  pred_ppl {values['pred_ppl']:.1f}"
-        f"  active {values['active_codes']:.1f}  ({seconds:.1f} s)",
-        flush=True,
+        f"  active {values['active_codes']:.1f}  ({seconds:.1f} s)"
     )
 
 
 def report_best(name: str, step: int, values: Mapping[str, float]) -> None:
     """Say that a validation is the best so far in the metric `name`."""
-    processes.say(f"best {name} so far: {values[name]:.4f} after step {step}")
+    distributed.print0(f"best {name} so far: {values[name]:.4f} after step {step}")
 
 
 def conclude(
@@ -141,12 +139,13 @@ def conclude(
     lines = read(folder / "metrics.jsonl")
     moved = [n for n in lines[0] if "_pnmi_" in n or "_abx_across_" in n] if lines else []
     for name in [n for n in moved if None not in (lines[0][n], lines[-1].get(n))]:
-        print(f"{name}: {lines[0][name]:.3f} at step {lines[0]['step']}, {lines[-1][name]:.3f} now")
-    print(
+        distributed.tell(
+            f"{name}: {lines[0][name]:.3f} at step {lines[0]['step']}, {lines[-1][name]:.3f} now"
+        )
+    distributed.tell(
         f"{'finished' if step >= steps else 'stopped'} after step {step} of {steps}\n"
         f"run: {folder} (metrics.jsonl, config.json, checkpoints/{saved})\n"
         + (f"best: checkpoints/{best[0]} with {best[1]:.4f}\n" if best else "")
         + "next: the same command goes on from here; "
-        + f"--config.steps={2 * max(step, steps)} trains longer",
-        flush=True,
+        + f"--config.steps={2 * max(step, steps)} trains longer"
     )

@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import socket
 import sys
-import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
@@ -20,18 +18,16 @@ TRIO = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 DEVICES = "JAX_LOCAL_DEVICE_IDS"
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _START_SECONDS = 600  # Kubernetes pulls the image on some hosts minutes later than on others
-_NOTICE_SECONDS = 20  # after which who waits says so
-_ALONE_SECONDS = 7 * 24 * 3600
 _HEARTBEAT_SECONDS = 30  # a dead process is noticed after so long, and all others end
 _SHUTDOWN_SECONDS = 30  # the last save is over by then, so that all leave within seconds
 
 
-def choose(environ: Mapping[str, str]) -> dict[str, Any]:
-    """How this process joins the run: arguments of `jax.distributed.initialize`.
+def choose(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """How this process joins the run: arguments of `jax.distributed.initialize`, None if alone.
 
     Explicit variables come first (Kubernetes, local_multiprocess.sh, any launcher), then what JAX
-    detects by itself (several tasks under srun, a TPU VM). Everything else is one process without
-    a coordinator address, also inside a SLURM allocation.
+    detects by itself (several tasks under srun, a TPU VM). Everything else is one process, also
+    inside a SLURM allocation.
 
     Raises:
         ValueError: a variable is missing or malformed; names it and what is allowed.
@@ -61,52 +57,47 @@ def choose(environ: Mapping[str, str]) -> dict[str, Any]:
     # JAX sets this on import where there are TPU chips and libtpu.
     if "TPU_ML_PLATFORM" in environ and environ.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
         return devices
-    alone = {"num_processes": 1, "process_id": 0, "cluster_detection_method": "deactivate"}
-    return alone | devices
+    return None
 
 
 def start() -> None:
-    """Join the run's other processes; does nothing the second time.
+    """Join the run's other processes, if it has any; does nothing the second time.
 
-    A run of one process joins a group of one: what catches SIGTERM is the same for any number.
     Where the others do not come in time, JAX aborts this process (status 134) and says so.
 
     Raises:
         ValueError: the environment is wrong, in one line.
         RuntimeError: the devices cannot be opened.
     """
-    if jax.distributed.is_initialized():
-        return
     arguments = choose(os.environ)
-    alone = arguments.get("num_processes") == 1
-    if alone and "coordinator_address" not in arguments:
-        address = f"127.0.0.1:{_free_port()}"
-        arguments |= {"coordinator_address": address, "coordinator_bind_address": address}
+    if arguments is None or jax.distributed.is_initialized():
+        return
     text = f"waiting up to {_START_SECONDS} s for the other processes: {arguments or 'TPU'}"
-    notice = threading.Timer(_NOTICE_SECONDS, print, (text,), {"file": sys.stderr, "flush": True})
-    notice.daemon = True
-    notice.start()
-    with _without_proxies():
+    print(text, file=sys.stderr, flush=True)
+    # The processes reach each other directly; gRPC would take the proxy even at home.
+    proxies = [name for name in os.environ if name.lower().endswith("_proxy")]
+    kept = {name: os.environ.pop(name) for name in proxies}
+    try:
         jax.distributed.initialize(
             **arguments,
             initialization_timeout=_START_SECONDS,
-            # a process alone on a busy machine must not take itself for dead
-            heartbeat_timeout_seconds=_ALONE_SECONDS if alone else _HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
-    notice.cancel()
+    finally:
+        os.environ.update(kept)
     # Now that all are here: gloo gives the first exchange 30 s, which compilation would exceed.
-    gather(0)
+    all_gather_int(0)
 
 
-def leave() -> None:
-    """Leave the group, all processes at the same time; does nothing if it is left."""
+def shutdown() -> None:
+    """Leave the other processes, all at the same time; does nothing if that is done."""
     jax.distributed.shutdown()
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Belong to the group; an error ends this process at once, so that the others end too.
+def session() -> Iterator[None]:
+    """Belong to the run's processes; an error ends this one at once, so that the others end too.
 
     Waiting for the others, as an orderly end does, would leave all hanging: they wait for this
     one in a sum over devices. They notice the closed connection or the missing heartbeat.
@@ -115,11 +106,11 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if jax.distributed.is_initialized() and jax.process_count() > 1:
+        if jax.process_count() > 1 and jax.distributed.is_initialized():
             _end(error)
-        leave()
+        shutdown()
         raise
-    leave()
+    shutdown()
 
 
 def is_first() -> bool:
@@ -127,10 +118,20 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def say(text: str) -> None:
+def tell(text: str) -> None:
+    """Print a line; a reader who has gone (`| head`) or a full disk ends no run."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # what waits in the buffer would fail again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        pass
+
+
+def print0(text: str) -> None:
     """Print what all processes know, once."""
     if is_first():
-        print(text, flush=True)
+        tell(text)
 
 
 def name() -> str:
@@ -139,7 +140,7 @@ def name() -> str:
     return f"process {jax.process_index()} of {number}: " if number > 1 else ""
 
 
-def wait(name: str, seconds: int) -> None:
+def barrier(name: str, seconds: int) -> None:
     """Wait until all processes have come here, as while the first does something for all.
 
     Args:
@@ -150,11 +151,11 @@ def wait(name: str, seconds: int) -> None:
         RuntimeError: some did not come in time.
     """
     if jax.process_count() > 1:
-        watchdog.beat(f"waiting for all processes: {name}", seconds)
+        watchdog.beat(seconds)
         multihost.get_barrier_sync_fn()(key=f"spidr_jax {name}", timeout_ms=1000 * seconds)
 
 
-def gather(value: int) -> list[int]:
+def all_gather_int(value: int) -> list[int]:
     """The values (32 bits) of all processes, in their order; all must call it."""
     if jax.process_count() == 1:
         return [value]
@@ -162,7 +163,6 @@ def gather(value: int) -> list[int]:
 
 
 def _end(error: BaseException) -> NoReturn:
-    sys.stdout.flush()
     if isinstance(error, SystemExit):
         text = str(error.code)
     elif isinstance(error, KeyboardInterrupt):
@@ -175,17 +175,6 @@ def _end(error: BaseException) -> NoReturn:
             text += "; where a connection broke, another process ended first: its output says why"
     print(f"{name()}{text}", file=sys.stderr, flush=True)
     os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
-
-
-@contextlib.contextmanager
-def _without_proxies() -> Iterator[None]:
-    """The processes of a run reach each other directly; gRPC would take the proxy even at home."""
-    proxies = [name for name in os.environ if name.lower().endswith("_proxy")]
-    kept = {name: os.environ.pop(name) for name in proxies}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
 
 
 def _address(text: str) -> str:
@@ -206,9 +195,3 @@ def _device_ids(text: str) -> list[int]:
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
         raise ValueError(f"{DEVICES} = {text!r}: allowed are different numbers, as in 0,1")
     return [int(part) for part in parts]
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]

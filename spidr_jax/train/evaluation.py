@@ -22,8 +22,7 @@ from spidr_jax.inference.outputs import AbxOptions, EvaluationSet
 from spidr_jax.method.step import StepConfig, TrainState
 from spidr_jax.model import model
 from spidr_jax.train import console as progress
-from spidr_jax.train import distributed as processes
-from spidr_jax.train import metrics, sharding, watchdog
+from spidr_jax.train import distributed, metrics, sharding, watchdog
 from spidr_jax.train.sinks import Logs
 
 ABX = AbxOptions(max_size_group=10, max_x_across=5)  # the field's limits; the same draw every time
@@ -105,16 +104,16 @@ class RunEvaluation:
         Args:
             folder: the run's, with no metrics beyond that.
         """
-        lines = metrics.read(folder / "metrics.jsonl") if processes.is_first() else []
+        lines = metrics.read(folder / "metrics.jsonl") if distributed.is_first() else []
         found = [
             max((line["step"] for line in lines if self._name(each) in line), default=-1)
             for each in self._sets
         ]
-        self._measured = processes.gather(min(found, default=-1))[0]
+        self._measured = distributed.all_gather_int(min(found, default=-1))[0]
         for each in self._sets:
             items = "no ABX" if each.items is None else f"{len(each.items.first)} ABX items"
             seconds = each.corpus.num_samples.sum() / 16_000
-            processes.say(
+            distributed.print0(
                 f"evaluation: {each.name}, {len(each.corpus)} utterances, {seconds:,.0f} s, "
                 f"{'no ' if each.phones is None else ''}phones, {items}"
             )
@@ -134,10 +133,10 @@ class RunEvaluation:
             return False
         if step % self._every and step % self._log_every:  # asking others at each step is slow
             return False
-        allowed = bool(processes.gather(self._time.allows())[0])
+        allowed = bool(distributed.all_gather_int(self._time.allows())[0])
         if not allowed and not self._told:
             self._told = True
-            processes.say(
+            distributed.print0(
                 f"evaluation put off after step {step}, and later ones without a word: the last "
                 f"took {self._time.last:.1f} s, and config.evaluation_share = {self._time.share} "
                 "of the time has been used"
@@ -159,18 +158,18 @@ class RunEvaluation:
         """
         with self._time.spending():
             params = sharding.gather(state.params, self._mesh)
-            if processes.is_first():
+            if distributed.is_first():
                 here = jax.device_put(jax.device_get(params), jax.local_devices()[0])
                 for each in self._sets:
                     if not logs.has(step, self._name(each)):
                         self._measure(each, here, step, logs)
-            processes.wait(f"evaluation after step {step}", MAX_SECONDS)
+            distributed.barrier(f"evaluation after step {step}", MAX_SECONDS)
         self._measured = step
 
     def _measure(
         self, evaluation: EvaluationSet, params: model.Params, step: int, logs: Logs
     ) -> None:
-        watchdog.beat(f"evaluation on {evaluation.name}", MAX_SECONDS)
+        watchdog.beat(MAX_SECONDS)
         start = time.perf_counter()
         try:
             rows = self._rows(evaluation, params)
@@ -178,7 +177,7 @@ class RunEvaluation:
             text = f"config.evaluation: {evaluation.name}: {' '.join(str(error).split())[:300]}"
             if step == 0:
                 raise BadDataError(text) from None
-            print(f"warning: {text}", flush=True)  # no reason to stop what trains well
+            distributed.tell(f"warning: {text}")  # no reason to stop what trains well
             return
         logs.write(step, named(evaluation.name, rows))
         progress.report_evaluation(step, evaluation.name, rows, time.perf_counter() - start)

@@ -5,7 +5,7 @@ import os
 import socket
 from pathlib import Path
 
-from spidr_jax.train import distributed as processes
+from spidr_jax.train import distributed
 
 
 class Claim:
@@ -18,7 +18,7 @@ class Claim:
             ValueError: another process holds it; the message says which.
         """
         self._file = -1
-        if not processes.is_first():
+        if not distributed.is_first():
             return
         self._file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -30,7 +30,9 @@ class Claim:
                 "another folder"
             ) from None
         except OSError as error:  # a file system without locks
-            processes.say(f"note: {folder} cannot be locked ({error.strerror}): one run at a time!")
+            distributed.print0(
+                f"note: {folder} cannot be locked ({error.strerror}): one run at a time!"
+            )
         os.ftruncate(self._file, 0)
         os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 

@@ -1,6 +1,7 @@
 """A training run: open, build or restore, loop over batches, log, evaluate, save."""
 
 import dataclasses
+import signal
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -16,8 +17,7 @@ from spidr_jax.data.sources import Rows, Source, open_sources
 from spidr_jax.method.step import StepConfig, TrainState
 from spidr_jax.train import config as config_lib
 from spidr_jax.train import console as progress
-from spidr_jax.train import distributed as processes
-from spidr_jax.train import phases, resume, sharding, watchdog
+from spidr_jax.train import distributed, phases, resume, sharding, watchdog
 from spidr_jax.train.checkpoint import Checkpoints
 from spidr_jax.train.console import ProgressLog
 from spidr_jax.train.evaluation import RunEvaluation, TimeShare
@@ -140,7 +140,7 @@ def build_state(run: Run) -> TrainState:
         target = phases.abstract_state(step_config, run.mesh, fsdp, frozen)
         state = checkpoints.restore(step, target)
     if later := checkpoints.set_aside(step or 0):
-        processes.say(f"checkpoints {later} now lie in {run.folder / 'set_aside'}")
+        distributed.print0(f"checkpoints {later} now lie in {run.folder / 'set_aside'}")
     return state
 
 
@@ -156,7 +156,7 @@ def train(run: Run, state: TrainState) -> int:
         NotFiniteError: too many updates in a row were not finite; what was trained is saved.
     """
     start, steps = int(state.step), run.config.steps
-    if processes.is_first():
+    if distributed.is_first():
         (run.folder / "config.json").write_text(run.config.to_json(indent=2) + "\n")
         progress.introduce(run.folder, run.plan, run.step_config, state)
     writer = Logs(
@@ -165,7 +165,7 @@ def train(run: Run, state: TrainState) -> int:
         config_lib.to_dict(run.config),
         tensorboard=run.config.tensorboard,
         wandb=run.config.wandb,
-        writes=processes.is_first(),
+        writes=distributed.is_first(),
     )
     with closing(writer), closing(run.checkpoints), stop_on_signals() as stop:
         run.evaluation.begin(run.folder)
@@ -176,18 +176,18 @@ def train(run: Run, state: TrainState) -> int:
         if start < steps:
             log = ProgressLog(writer, steps, run.step_config.model)
             state = _loop(run, state, log, stop)
-        watchdog.beat("writing the last checkpoint")
+        watchdog.beat()
         _warn_if_unsaved(run.checkpoints.wait)
         saved = run.checkpoints.latest()
         best = run.checkpoints.best()
     if stop.error:
-        processes.leave()  # the others have no error: only after they have left may this one fail
+        distributed.shutdown()  # the others have no error: only after they have left may this one fail
         raise stop.error
-    if processes.is_first():
+    if distributed.is_first():
         progress.conclude(run.folder, int(state.step), steps, saved, best)
     if saved != int(state.step):
         raise OSError(f"the end of the run is not saved: the newest checkpoint is {saved}")
-    return 130 if stop.interrupted else 0
+    return 130 if stop.signal == signal.SIGINT else 0
 
 
 def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainState:
@@ -202,7 +202,7 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
     skipped = SkippedUpdates(int(state.skipped), config.max_skipped, partial(_describe_batch, run))
     with programs, _open_batches(run, start) as batches:
         for step in range(start + 1, config.steps + 1):
-            watchdog.beat(f"step {step}")
+            watchdog.beat()
             try:
                 batch = next(batches)
             except pipeline.BadDataError:
@@ -212,7 +212,7 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
                 raise
             shape, frozen = batch["waveforms"].shape, step > freeze_step
             if not programs.ready(shape, frozen):
-                watchdog.beat(f"compilation of step {step}", watchdog.SLOW_SECONDS)
+                watchdog.beat(watchdog.SLOW_SECONDS)
             state, values = programs.get(shape, frozen)(state, batch, key)
             _prepare(run, programs, start, step)
             log.count(batch["waveforms"].size, batches.data_wait)
@@ -222,9 +222,13 @@ def _loop(run: Run, state: TrainState, log: ProgressLog, stop: Stop) -> TrainSta
             if step == freeze_step:
                 state = phases.freeze(run.step_config, state)
             ends = step == config.steps
-            if step % config.log_every == 0 or step == 1 or ends:
-                log.add(step, values | {"bad_rows": sum(processes.gather(batches.bad.bad_rows))})
-            stops = stop.reached(step)
+            logs = step % config.log_every == 0 or step == 1 or ends
+            if logs:
+                log.add(
+                    step,
+                    values | {"bad_rows": sum(distributed.all_gather_int(batches.bad.bad_rows))},
+                )
+            stops = stop.reached(step, agree=logs)
             measured = _validate(run, state, step, log)
             improves = run.checkpoints.improves(measured)
             if improves:
@@ -280,7 +284,7 @@ def _warn_if_unsaved(action: Callable[[], None]) -> None:
     try:
         action()
     except OSError as error:
-        print(f"warning: {processes.name()}{error}", flush=True)
+        distributed.tell(f"warning: {distributed.name()}{error}")
 
 
 def _validate(run: Run, state: TrainState, step: int, log: ProgressLog) -> dict[str, float]:

@@ -6,7 +6,7 @@ V codes per codebook.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spidr_jax.train import distributed as processes
+from spidr_jax.train import distributed
 
 _COLLAPSED = 0.1  # of V codes in use; healthy: 0.4 from the start in the published run (spec 7)
 
@@ -55,7 +55,7 @@ class SkippedUpdates:
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        processes.say(
+        distributed.print0(
             f"warning: step {step}: loss or gradient not finite, update skipped ({skipped} so "
             f"far, {self.in_a_row} in a row); its batch: {self._describe(step)}"
         )
@@ -80,7 +80,7 @@ class Collapse:
         """Warn if the target perplexity of a layer's codebook, by layer, is far too low."""
         fallen = {layer for layer, value in target_ppl.items() if value < self._least}
         for layer in sorted(fallen - self._fallen):
-            processes.say(
+            distributed.print0(
                 f"warning: step {step}: the codebook of layer {layer} collapses: target perplexity "
                 f"{target_ppl[layer]:.1f} of {self._size} (README: Is it learning?)"
             )

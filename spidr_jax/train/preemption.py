@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from spidr_jax.train import distributed as processes
+from spidr_jax.train import distributed
 
 _interrupted: list[bool] = []
 
@@ -24,29 +24,17 @@ def raise_interrupt(*_: Any) -> None:
 
 
 class Stop:
-    """Asked of one process, followed by all.
-
-    In a group (`processes.start`) JAX catches SIGTERM in any of its processes and agrees with all
-    on a step that none has passed; SIGINT and `request` take the same way.
+    """A request to stop: of a signal, or of an error after which this process can go on.
 
     Attributes:
-        interrupted: whether SIGINT came to this process.
+        signal: that came to this process, 0 for none.
         error: with which this process shall end after the stop.
     """
 
     def __init__(self) -> None:
         """Nothing is asked yet."""
-        self.interrupted = False
+        self.signal = 0
         self.error: Exception | None = None
-        self._requested = False
-
-    def request(self, error: Exception | None = None) -> None:
-        """Ask all processes to stop, because of `error` if there is one; only the first counts."""
-        if self._requested:
-            return
-        self._requested, self.error = True, error
-        if jax.distributed.is_initialized():
-            os.kill(os.getpid(), signal.SIGTERM)
 
     @contextlib.contextmanager
     def because_of(self, *kinds: type[Exception]) -> Iterator[None]:
@@ -54,38 +42,53 @@ class Stop:
         try:
             yield
         except kinds as error:
-            self.request(error)
+            self.error = self.error or error
 
-    def reached(self, step: int) -> bool:
-        """Whether all processes stop after this step; to be called after each."""
+    def reached(self, step: int, agree: bool) -> bool:
+        """Whether all processes stop after this step; to be called after each.
+
+        Of several processes JAX catches SIGTERM and agrees on a step that none has passed.
+
+        Args:
+            step: just finished.
+            agree: ask the other processes for their errors too, which waits for them.
+        """
         if jax.distributed.is_initialized():
             reached = multihost_utils.reached_preemption_sync_point(step)
+            if agree and not reached:
+                reached = any(distributed.all_gather_int(self.error is not None))
         else:
-            reached = self._requested
+            reached = bool(self.signal or self.error)
         if reached:
-            processes.say(f"asked to stop: saving after this step, {step}")
+            distributed.print0(f"asked to stop: saving after this step, {step}")
         return reached
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Take SIGINT as a request to stop; a second one acts at once.
+    """Take SIGINT and SIGTERM as requests to stop; a second one acts at once.
 
     Raises:
         KeyboardInterrupt: one came before, and was lost: see `raise_interrupt`.
     """
     if _interrupted:
         raise KeyboardInterrupt
-    stop = Stop()
+    stop, several = Stop(), jax.distributed.is_initialized()
 
     def note(number: int, _: Any) -> None:
-        signal.signal(number, previous)
-        print("SIGINT: stopping as soon as all can; once more ends at once", flush=True)
-        stop.interrupted = True
-        stop.request()
+        signal.signal(number, previous[number])
+        stop.signal = number
+        with contextlib.suppress(OSError):  # print is not made for handlers of signals
+            os.write(2, b"asked to stop: as soon as all can; once more ends at once\n")
+        if several:  # what JAX takes for all
+            signal.raise_signal(signal.SIGTERM)
 
-    previous = signal.signal(signal.SIGINT, note)
+    numbers = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
+    previous = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, note)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number in numbers:
+            signal.signal(number, previous[number])

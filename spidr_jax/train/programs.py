@@ -19,8 +19,7 @@ from jax.sharding import Mesh
 
 from spidr_jax.data.plan import Plan
 from spidr_jax.method.step import StepConfig
-from spidr_jax.train import distributed as processes
-from spidr_jax.train import phases, sharding
+from spidr_jax.train import distributed, phases, sharding
 
 LOOKAHEAD = 2_000  # steps of the plan that are searched for the shapes needed next
 FREEZE_AHEAD = 1_000  # steps before the frozen phase at which its programs are begun
@@ -49,7 +48,7 @@ class Programs:
     ) -> None:
         """Leave out what is not begun, and wait for what is: a compilation cannot be stopped."""
         if any(future.running() for future in self._futures.values()):
-            processes.say("waiting for a compilation to end")
+            distributed.print0("waiting for a compilation to end")
         self._thread.shutdown(cancel_futures=True)
 
     def prepare(self, shapes: Iterable[Shape], frozen: bool) -> None:
@@ -86,7 +85,7 @@ class Programs:
         rows, samples = shape
         phase = ", frozen extractor" if frozen else ""
         seconds = time.perf_counter() - start
-        processes.say(f"compiled {rows} x {samples:,} samples{phase} in {seconds:.1f} s")
+        distributed.print0(f"compiled {rows} x {samples:,} samples{phase} in {seconds:.1f} s")
         return program
 
 
@@ -124,7 +123,7 @@ def use_cache(folder: str) -> None:
         if not os.access(path, os.W_OK):
             raise PermissionError(f"{path} cannot be written")
     except OSError as error:
-        processes.say(f"warning: config.compilation_cache: {error}; every start compiles anew")
+        distributed.print0(f"warning: config.compilation_cache: {error}; every start compiles anew")
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     compilation_cache.reset_cache()  # something compiled before would have decided for none

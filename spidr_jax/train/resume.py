@@ -9,8 +9,7 @@ from typing import Any
 import jax
 
 from spidr_jax.method.step import TrainState
-from spidr_jax.train import distributed as processes
-from spidr_jax.train import metrics
+from spidr_jax.train import distributed, metrics
 from spidr_jax.train.checkpoint import Checkpoints, shapes
 from spidr_jax.train.config import changes, known
 from spidr_jax.weights import load as stored
@@ -42,7 +41,7 @@ def choose_step(checkpoints: Checkpoints, wanted: int | None) -> int | None:
         return latest
     if latest is not None and _saved_under(checkpoints, latest) == wanted:
         if latest != wanted:
-            processes.say(
+            distributed.print0(
                 f"config.resume_step = {wanted} has been gone on from: now after {latest}"
             )
         return latest
@@ -136,10 +135,10 @@ def check_unchanged(
             "--config.allow_changes=FIELD,... (data for the data)"
         )
     if config["init_from"] and config["init_from"] != saved.get("init_from"):
-        processes.say(
+        distributed.print0(
             f"note: config.init_from is for a new run; this one goes on after step {step}"
         )
     before, now = position.get("versions", {}), versions()
     if other := [f"{name} {before[name]}" for name in before if before[name] != now.get(name)]:
         made = ", ".join(other)
-        processes.say(f"note: checkpoint {step} was made with {made}; now rounding may differ")
+        distributed.print0(f"note: checkpoint {step} was made with {made}; now rounding may differ")

@@ -14,8 +14,7 @@ from spidr_jax.data import pipeline
 from spidr_jax.method import step as train_step
 from spidr_jax.method.step import StepConfig, TrainState
 from spidr_jax.train import console as progress
-from spidr_jax.train import distributed as processes
-from spidr_jax.train import metrics, sharding, watchdog
+from spidr_jax.train import distributed, metrics, sharding, watchdog
 from spidr_jax.train.sinks import Logs
 from spidr_jax.train.validation_sets import ValidationSet, describe, open_sets
 
@@ -76,9 +75,7 @@ def measure_set(
     try:
         with batches:
             for number, batch in enumerate(batches):
-                watchdog.beat(  # a batch of a new shape is compiled
-                    f"validation on {dataset.name}, batch {number}", watchdog.SLOW_SECONDS
-                )
+                watchdog.beat(watchdog.SLOW_SECONDS)  # a batch of a new shape is compiled
                 found.append(eval_fn(state, batch, np.int32(number)))
                 jax.block_until_ready(found[-2:][0])  # batches must not pile up on the device
             batches.bad.check()
@@ -138,7 +135,7 @@ class Validation:
     def introduce(self) -> None:
         """Say what the sets are."""
         for dataset in self.sets:
-            processes.say(describe(dataset))
+            distributed.print0(describe(dataset))
 
     def due(self, step: int) -> bool:
         """Whether there is something to measure after `step` finished steps."""
@@ -164,11 +161,11 @@ class Validation:
         """
         measured: dict[str, float] = {}
         for dataset in self.sets if self.due(step) else ():
-            if processes.gather(logs.has(step, f"{dataset.name}_loss"))[0]:
+            if distributed.all_gather_int(logs.has(step, f"{dataset.name}_loss"))[0]:
                 continue
             start = time.perf_counter()
             values = metrics.flatten(self._measure(state, dataset), self._layers)
-            if processes.is_first():
+            if distributed.is_first():
                 seconds = time.perf_counter() - start
                 progress.report_validation(step, dataset.name, values, seconds)
             named = {f"{dataset.name}_{name}": value for name, value in values.items()}

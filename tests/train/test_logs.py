@@ -23,7 +23,7 @@ from spidr_jax.train.sinks import Logs
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-from spidr_jax.logs import Logs
+from spidr_jax.train.sinks import Logs
 writer = Logs(Path(sys.argv[1]), 0, {"seed": 1}, tensorboard="t" in sys.argv[2], wandb=sys.argv[3])
 writer.write(0, {"dev_loss": 7.0})
 for step in range(1, 6):

@@ -191,7 +191,7 @@ def test_no_room_for_a_checkpoint_warns_and_fails_at_the_end(
 HOLDS = """
 import sys
 from pathlib import Path
-from spidr_jax.claim import Claim
+from spidr_jax.train.lock import Claim
 held = Claim(Path(sys.argv[1]))
 print("holds", flush=True)
 sys.stdin.read()
