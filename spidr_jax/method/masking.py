@@ -1,10 +1,11 @@
 """Span masks drawn on the device: which frames of each utterance the student must predict.
 
 B batch, T frames, N the largest number of spans of an utterance, G groups of rows.
-Source: wav2vec 2.0 and fairseq's span masking, as SpidR uses it (spec section 4).
+Source: wav2vec 2.0 and fairseq's span masking, as SpidR uses it.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,12 +14,18 @@ from jax import lax
 
 from spidr_jax.model.checks import check_fields, is_integer
 
-SELECTIONS = ("static", "uniform", "normal", "poisson")
-
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
-    """Span masking, under the reference's field names; `mask_other` is the law's second number.
+    """Span masking, under the reference's field names.
+
+    Attributes:
+        mask_prob: masked share of the frames, if spans did not overlap.
+        mask_length: mean span, in frames.
+        mask_selection: name in SPAN_LAWS.
+        mask_other: second number of the law.
+        no_mask_overlap: whether spans lie apart, by `mask_min_space` frames.
+        group_rows: consecutive utterances that get equally many masked frames.
 
     Raises:
         ValueError: a value is not usable; the message names field, value and what is allowed.
@@ -36,12 +43,43 @@ class MaskingConfig:
         checks = (
             ("mask_prob", 0 < self.mask_prob <= 1, "a share above 0, up to 1"),
             ("mask_length", is_integer(self.mask_length, 1), "an integer from 1"),
-            ("mask_selection", self.mask_selection in SELECTIONS, ", ".join(SELECTIONS)),
+            ("mask_selection", self.mask_selection in SPAN_LAWS, ", ".join(SPAN_LAWS)),
             ("mask_other", 0 <= self.mask_other <= 2 * self.mask_length, "0 to 2 mask_length"),
             ("mask_min_space", is_integer(self.mask_min_space, 0), "an integer from 0"),
             ("group_rows", is_integer(self.group_rows, 1), "an integer from 1"),
         )
         check_fields(self, checks)
+
+
+def _static(key: jax.Array, number: int, config: MaskingConfig) -> jax.Array:
+    return jnp.full((number,), config.mask_length, jnp.int32)
+
+
+def _uniform(key: jax.Array, number: int, config: MaskingConfig) -> jax.Array:
+    """From `mask_other` to twice the mean."""
+    low, high = int(config.mask_other), 2 * config.mask_length + 1
+    return jax.random.randint(key, (number,), low, high)
+
+
+def _normal(key: jax.Array, number: int, config: MaskingConfig) -> jax.Array:
+    """With the standard deviation `mask_other`."""
+    drawn = config.mask_length + config.mask_other * jax.random.normal(key, (number,))
+    return jnp.maximum(1, jnp.round(drawn).astype(jnp.int32))
+
+
+def _poisson(key: jax.Array, number: int, config: MaskingConfig) -> jax.Array:
+    """With means that are uniform below `mask_length`."""
+    rate_key, key = jax.random.split(key)
+    return jax.random.poisson(key, config.mask_length * jax.random.uniform(rate_key, (number,)))
+
+
+# (key, number of spans N, config) -> their sizes in frames, int32 [N]
+SPAN_LAWS: dict[str, Callable[[jax.Array, int, MaskingConfig], jax.Array]] = {
+    "static": _static,
+    "uniform": _uniform,
+    "normal": _normal,
+    "poisson": _poisson,
+}
 
 
 def sample_spans(
@@ -56,7 +94,7 @@ def sample_spans(
         key: random key.
         num_frames: T.
         lengths: valid frames of each utterance, int [B].
-        config: the span law.
+        config: the masking's numbers.
 
     Returns:
         bool [B, T], true at masked frames, of which each utterance has at least one.
@@ -89,22 +127,10 @@ def _span_sizes(
     largest = max(2, int(share * num_frames + 1))
     drawn = jnp.floor(share * length + jax.random.uniform(number_key)).astype(jnp.int32)
     number = jnp.clip(drawn, 2, largest)
-    sizes = jnp.where(jnp.arange(largest) < number, _draw_sizes(key, largest, config), 0)
+    sizes = SPAN_LAWS[config.mask_selection](key, largest, config)
+    sizes = jnp.where(jnp.arange(largest) < number, sizes, 0)
     fallback = jnp.minimum(config.mask_length, length - 1)
     return sizes.at[0].set(jnp.where(sizes.max() == 0, fallback, sizes[0])), number
-
-
-def _draw_sizes(key: jax.Array, number: int, config: MaskingConfig) -> jax.Array:
-    size = config.mask_length
-    if config.mask_selection == "uniform":
-        return jax.random.randint(key, (number,), int(config.mask_other), 2 * size + 1)
-    if config.mask_selection == "normal":
-        drawn = size + config.mask_other * jax.random.normal(key, (number,))
-        return jnp.maximum(1, jnp.round(drawn).astype(jnp.int32))
-    if config.mask_selection == "poisson":
-        rate_key, key = jax.random.split(key)
-        return jax.random.poisson(key, size * jax.random.uniform(rate_key, (number,)))
-    return jnp.full((number,), size, jnp.int32)
 
 
 def _cover(starts: jax.Array, sizes: jax.Array, num_frames: int, length: jax.Array) -> jax.Array:

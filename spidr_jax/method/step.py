@@ -125,9 +125,9 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
         trained = jax.tree.map(lambda p, u: p - rate * u, trained, updates)
         params = optim.merge(trained, rest)
-        weight = teacher.weight(config.teacher, state.step + 1, config.freeze_step)
+        ema_rate = teacher.ema_rate(config.teacher, state.step + 1, config.freeze_step)
         moved = teacher.update(
-            state.teacher, params["student"], weight, config.teacher.exclude_layers
+            state.teacher, params["student"], ema_rate, config.teacher.exclude_layers
         )
         grad_norm = optim.global_norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(codebooks.sums).all()
@@ -137,7 +137,7 @@ def make_train_step(
         metrics |= {
             "grad_norm": grad_norm,
             "learning_rate": rate,
-            "teacher_decay": 1 - weight,
+            "teacher_decay": 1 - ema_rate,
             "skipped": state.skipped + 1 - finite.astype(jnp.int32),
         }
         return TrainState(state.step + 1, metrics["skipped"], *kept), metrics

@@ -1,10 +1,12 @@
 """The teacher: an exponential moving average of the student's encoder.
 
-`weight` is the share of the student in an update, one minus the decay; it is computed itself,
-since 1 - decay in float32 loses it. Source: SpidR section 3, DinoSR section 3; spec section 3.
+The EMA rate is the share of the student in an update, one minus the decay; it is computed itself,
+since 1 - decay in float32 loses it.
+Source: SpidR (arXiv 2512.20308), section 3; DinoSR (arXiv 2305.10005), section 3.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +14,6 @@ import jax.numpy as jnp
 
 from spidr_jax.model.checks import check_fields, is_integer
 
-SCHEDULES = ("exponential", "linear")
 Tree = dict[str, Any]
 
 
@@ -21,9 +22,12 @@ class TeacherConfig:
     """When and how fast the teacher follows the student.
 
     Attributes:
-        schedule: "exponential" (SpidR): weight (1 - decay) exp(-s / timescale), nothing moves
-            once it is at or below threshold. "linear" (DinoSR): decay -> final_decay over
-            final_step steps, nothing moves from freeze_step.
+        schedule: name in SCHEDULES: "exponential" (SpidR) or "linear" (DinoSR).
+        decay: one minus the EMA rate, before the first step.
+        timescale: steps in which the exponential rate falls to 1 / e.
+        threshold: exponential rate at or below which the teacher stands still.
+        final_decay: decay of the linear schedule from `final_step` on.
+        final_step: last step of its rise.
         exclude_layers: name prefixes of encoder parameters that are copied instead.
 
     Raises:
@@ -40,10 +44,10 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         checks = (
-            ("schedule", self.schedule in SCHEDULES, " or ".join(SCHEDULES)),
+            ("schedule", self.schedule in SCHEDULES, ", ".join(SCHEDULES)),
             ("decay", 0 <= self.decay <= 1, "0 to 1"),
             ("timescale", self.timescale > 0, "a number of steps above 0"),
-            ("threshold", self.threshold >= 0, "a weight from 0"),
+            ("threshold", self.threshold >= 0, "a rate from 0"),
             ("final_decay", 0 <= self.final_decay <= 1, "0 to 1"),
             ("final_step", is_integer(self.final_step, 1), "an integer from 1"),
         )
@@ -75,34 +79,44 @@ def check_excluded(teacher: Tree, exclude_layers: tuple[str, ...]) -> None:
             )
 
 
-def weight(config: TeacherConfig, step: jax.Array, freeze_step: int) -> jax.Array:
-    """Share of the student in the update after `step` finished steps, 0 when nothing moves."""
-    step = step.astype(jnp.float32)
-    start = 1 - config.decay
-    if config.schedule == "exponential":
-        value = start * jnp.exp(-step / config.timescale)
-        return jnp.where(value <= config.threshold, 0.0, value)
+def ema_rate(config: TeacherConfig, step: jax.Array, freeze_step: int) -> jax.Array:
+    """EMA rate, float32, of the update after `step` finished steps; at 0 nothing moves."""
+    return SCHEDULES[config.schedule](config, step.astype(jnp.float32), freeze_step)
+
+
+def _exponential(config: TeacherConfig, step: jax.Array, freeze_step: int) -> jax.Array:
+    rate = (1 - config.decay) * jnp.exp(-step / config.timescale)
+    return jnp.where(rate <= config.threshold, 0.0, rate)
+
+
+def _linear(config: TeacherConfig, step: jax.Array, freeze_step: int) -> jax.Array:
+    """To the final decay at `final_step`; nothing moves from `freeze_step` on."""
     progress = jnp.minimum(step / config.final_step, 1.0)
-    value = start + (config.decay - config.final_decay) * progress
-    return jnp.where(step >= freeze_step, 0.0, value)
+    rate = (1 - config.decay) + (config.decay - config.final_decay) * progress
+    return jnp.where(step >= freeze_step, 0.0, rate)
 
 
-def update(
-    teacher: Tree, student: Tree, weight: jax.Array, exclude_layers: tuple[str, ...]
-) -> Tree:
-    """Move the teacher towards the student by `weight`; excluded layers are copied.
+# (config, finished steps float32 [], freeze_step) -> EMA rate, float32 []
+SCHEDULES: dict[str, Callable[[TeacherConfig, jax.Array, int], jax.Array]] = {
+    "exponential": _exponential,
+    "linear": _linear,
+}
+
+
+def update(teacher: Tree, student: Tree, rate: jax.Array, exclude_layers: tuple[str, ...]) -> Tree:
+    """Move the teacher towards the student by the EMA rate; excluded layers are copied.
 
     Args:
         teacher: encoder parameters.
         student: encoder parameters of the same structure.
-        weight: scalar in [0, 1]; at 0 nothing moves, excluded layers neither.
+        rate: scalar in [0, 1]; at 0 nothing moves, excluded layers neither.
         exclude_layers: prefixes of parameter names such as "layers_0.attention.qkv.kernel".
     """
 
     def move(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
         if _name(path).startswith(exclude_layers):
-            return jnp.where(weight > 0, new, old)
-        return old + weight * (new - old)
+            return jnp.where(rate > 0, new, old)
+        return old + rate * (new - old)
 
     return jax.tree_util.tree_map_with_path(move, teacher, student)
 

@@ -11,24 +11,24 @@ from spidr_jax.method.teacher import TeacherConfig
 FREEZE = 200_000
 
 
-def weights(config: TeacherConfig, *steps: int) -> np.ndarray:
-    return np.array([teacher.weight(config, jnp.array(step), FREEZE) for step in steps])
+def rates(config: TeacherConfig, *steps: int) -> np.ndarray:
+    return np.array([teacher.ema_rate(config, jnp.array(step), FREEZE) for step in steps])
 
 
-def test_exponential_weight_falls_with_the_timescale_and_keeps_its_digits() -> None:
-    found = weights(TeacherConfig(), 1, 20_000, 150_000)
+def test_exponential_rate_falls_with_the_timescale_and_keeps_its_digits() -> None:
+    found = rates(TeacherConfig(), 1, 20_000, 150_000)
     expected = [0.001 * np.exp(-1 / 20_000), 0.001 / np.e, 0.001 * np.exp(-7.5)]
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
-def test_exponential_weight_is_zero_from_the_step_at_which_it_reaches_the_threshold() -> None:
-    before, after = weights(TeacherConfig(), 184_206, 184_207)
+def test_exponential_rate_is_zero_from_the_step_at_which_it_reaches_the_threshold() -> None:
+    before, after = rates(TeacherConfig(), 184_206, 184_207)
     assert before == pytest.approx(1e-7, rel=1e-4)
     assert after == 0
 
 
-def test_linear_weight_falls_to_the_final_decay_and_ends_at_the_freeze() -> None:
-    found = weights(TeacherConfig(schedule="linear"), 0, 15_000, 30_000, 199_999, 200_000)
+def test_linear_rate_falls_to_the_final_decay_and_ends_at_the_freeze() -> None:
+    found = rates(TeacherConfig(schedule="linear"), 0, 15_000, 30_000, 199_999, 200_000)
     np.testing.assert_allclose(found, [1e-3, 5.5e-4, 1e-4, 1e-4, 0], rtol=1e-6)
 
 
@@ -59,7 +59,7 @@ def test_every_prefix_excludes_its_own_parameters() -> None:
     np.testing.assert_allclose(moved["layers_1"]["kernel"], [6.5])
 
 
-def test_nothing_moves_at_weight_zero_excluded_layers_neither() -> None:
+def test_nothing_moves_at_rate_zero_excluded_layers_neither() -> None:
     old, new = trees()
     moved = teacher.update(old, new, jnp.array(0.0), ("pos_conv_embed",))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), old, moved))

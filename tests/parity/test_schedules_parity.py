@@ -65,7 +65,7 @@ def test_learning_rates_of_the_recipe_are_the_references(scheduler: str) -> None
 
 
 def our_weights(config: TeacherConfig, steps: list[int], freeze_step: int) -> np.ndarray:
-    weigh = jax.vmap(lambda step: teacher.weight(config, step, freeze_step))
+    weigh = jax.vmap(lambda step: teacher.ema_rate(config, step, freeze_step))
     return np.asarray(weigh(jnp.asarray(steps)))
 
 
