@@ -11,17 +11,17 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from spidr_jax.data import storage, tables
+from spidr_jax.data import files, storage, tables
 
-_LAYOUT = 1
+_LAYOUT = 2
 _ABANDONED = 24 * 3600  # seconds after which an unfinished one is a killed process's
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Corpus:
         meta = json.loads((folder / "meta.json").read_text())
         self.manifest = manifest
         self.fingerprint: str = meta["fingerprint"]
-        self._root: str = meta["root"]
+        self._root = storage.parent(manifest)
         self._texts: dict[str, _Texts] = {}
         self._numbers: dict[str, np.ndarray] = {}
         for name in meta["columns"]:
@@ -110,9 +110,8 @@ class Corpus:
 
 
 def open_manifest(path: str | os.PathLike[str]) -> Corpus:
-    """Open a .csv, .jsonl or .tsv manifest, compiling it first where that has not been done.
+    """Open a manifest of a suffix in `READERS`, compiling it first where that has not been done.
 
-    Relative paths in it are relative to its own folder (.tsv: to the root on its first line).
     The columns are kept beside the manifest, or where that folder cannot be written (or is
     remote) under `$XDG_CACHE_HOME/spidr_jax` (default `~/.cache`).
 
@@ -129,22 +128,22 @@ def open_manifest(path: str | os.PathLike[str]) -> Corpus:
     for home in homes:
         if (home / name / "meta.json").is_file():
             return Corpus(path, home / name)
-    for home in homes:
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=f"{name}.partial-", dir=home))
-            break
-        except OSError as error:
-            _log.info("%s: no room for the compiled manifest: %s", home, error)
-    else:
-        places = " nor ".join(map(str, homes))
-        raise OSError(f"{path}: cannot be compiled: neither {places} is writable")
-    try:
+    with ExitStack() as work:
+        for home in homes:
+            try:
+                home.mkdir(parents=True, exist_ok=True)
+                made = files.making_folder(home / name, f"{name}.partial-")
+                partial = work.enter_context(made)
+                break
+            except OSError as error:
+                _log.info("%s: no room for the compiled manifest: %s", home, error)
+        else:
+            places = " nor ".join(map(str, homes))
+            raise OSError(f"{path}: cannot be compiled: neither {places} is writable")
         _log.info("%s: compiling it to %s (about 5 s a million rows)", path, home / name)
         _compile(path, partial)
-        return Corpus(path, _publish(partial, home / name))
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    _remove_old(home / name)
+    return Corpus(path, home / name)
 
 
 def _homes(path: str) -> list[Path]:
@@ -154,19 +153,11 @@ def _homes(path: str) -> list[Path]:
     return [apart] if storage.is_remote(path) else [Path(path).absolute().parent, apart]
 
 
-def _publish(partial: Path, target: Path) -> Path:
-    os.chmod(partial, 0o755)  # mkdtemp's 0700 would shut out the other users of a shared corpus
-    try:
-        os.rename(partial, target)
-    except OSError:
-        if not (target / "meta.json").is_file():
-            raise
-        return target  # another process was first
-    for old in target.parent.glob(f"{target.name.rsplit('-', 1)[0]}-*"):
+def _remove_old(compiled: Path) -> None:
+    for old in compiled.parent.glob(f"{compiled.name.rsplit('-', 1)[0]}-*"):
         in_work = ".partial-" in old.name and time.time() - old.stat().st_mtime < _ABANDONED
-        if old.name != target.name and not in_work:
+        if old != compiled and not in_work:
             shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 class _Columns:
@@ -202,18 +193,13 @@ class _Columns:
 
 
 def _compile(path: str, folder: Path) -> None:
-    table = tables.read_table(path)
     columns = _Columns(folder)
-    for chunk in table.chunks:
+    for chunk in tables.read_table(path):
         columns.append(chunk)
     if not columns.names:
         raise ValueError(f"{path}: holds no utterance; write it anew from the folder of audio")
     _check_unique(path, _Texts(folder, "fileid"), np.frombuffer(columns.hashes, np.int64))
-    meta = {
-        "root": table.root,
-        "columns": columns.names,
-        "fingerprint": columns.digest.hexdigest(),
-    }
+    meta = {"columns": columns.names, "fingerprint": columns.digest.hexdigest()}
     (folder / "meta.json").write_text(json.dumps(meta))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import soundfile
 
-from spidr_jax.data import audio, parallel, scan
+from spidr_jax.data import audio, files, parallel, scan
 from spidr_jax.data.corpus import Row
 
 EXTENSIONS = (
@@ -51,7 +51,8 @@ def prepare(
             pcm = to_16k_mono(listing.row(index))
         except audio.AudioError as error:
             return str(error)
-        _write_whole(targets[index], pcm)
+        with files.replacing(targets[index]) as partial:
+            soundfile.write(partial, pcm, audio.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         return ""
 
     results = list(parallel.each(convert, len(targets), jobs=jobs, title="converting"))
@@ -129,14 +130,3 @@ def _decode_by_librosa(row: Row, refused: audio.AudioError) -> tuple[np.ndarray,
     if not wave.size or not np.isfinite(wave).all():
         raise refused
     return wave.T, int(rate)
-
-
-def _write_whole(path: str, pcm: np.ndarray) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = f"{path}.{os.getpid()}.partial"
-    try:
-        soundfile.write(partial, pcm, audio.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)

@@ -162,8 +162,8 @@ def write_manifest(
         ValueError: a wrong `source` or `output`, or not one usable file.
     """
     suffix = os.path.splitext(output)[1]
-    if suffix not in tables.SUFFIXES:
-        raise ValueError(f"{output}: a manifest ends in one of {', '.join(tables.SUFFIXES)}")
+    if suffix not in tables.UNWRITABLE:
+        raise ValueError(f"{output}: a manifest ends in one of {', '.join(tables.UNWRITABLE)}")
     if not os.path.isdir(folder := storage.parent(output)):
         raise FileNotFoundError(f"{output}: there is no folder {folder}")
     listing = find_audio(source, extensions)

@@ -5,19 +5,32 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 
-from spidr_jax.data import storage
+from spidr_jax.data import files, storage
 
 REQUIRED = ("fileid", "path", "num_samples")
 IN_ARCHIVE = ("archive", "byte_offset", "byte_size")
 OPTIONAL = (*IN_ARCHIVE, "speaker")
 NUMBERS = ("num_samples", "byte_offset", "byte_size")
-SUFFIXES = (".csv", ".jsonl", ".tsv")
 UNWRITABLE = {".csv": "\r", ".jsonl": "", ".tsv": "\t\r\n"}  # characters, in a file's name
 _CHUNK = 1 << 16
+
+
+class Block(NamedTuple):
+    """Some consecutive rows of a manifest, as text.
+
+    Attributes:
+        names: columns; `REQUIRED` and what there is of `OPTIONAL`, others are ignored.
+        line: number of the first row's line, for messages.
+        rows: values in the order of `names`; a relative path is relative to the manifest's folder.
+    """
+
+    names: Sequence[str]
+    line: int
+    rows: Sequence[Sequence[str]]
 
 
 class Chunk(NamedTuple):
@@ -27,104 +40,85 @@ class Chunk(NamedTuple):
     columns: dict[str, list[str] | np.ndarray]
 
 
-class Table(NamedTuple):
-    """An open manifest: the folder or URL of its relative paths, and its rows."""
-
-    root: str
-    chunks: Iterator[Chunk]
-
-
-def read_table(path: str) -> Table:
-    """Open a manifest for one pass over its rows.
-
-    Columns other than those of this module are ignored. The layouts are those of the reference
-    (`spidr.data.write_manifest`, `read_manifest`): csv with or without the archive columns,
-    json lines with the same fields, fairseq tsv (root on the first line, then path, samples).
+def read_table(path: str) -> Iterator[Chunk]:
+    """Read the rows of a manifest by the reader of its suffix in `READERS`.
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: naming file, line, column, value and what is allowed. Rows are checked as
-            they are read, so also from the iterator.
+        ValueError: naming file, line, column, value and what is allowed.
     """
     suffix = os.path.splitext(path)[1]
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: a manifest ends in one of {', '.join(SUFFIXES)}")
-    if suffix != ".tsv":
-        reader = _csv_rows if suffix == ".csv" else _json_rows
-        return Table(storage.parent(path), _chunks(path, reader))
-    with storage.open_text(path) as file:
-        root = file.readline().strip()
-    if not root or "\t" in root:
-        raise ValueError(f"{path}, line 1: {root!r} is not the folder that holds the files")
-    return Table(storage.join(storage.parent(path), root), _chunks(path, _tsv_rows))
-
-
-_Rows = Iterator[tuple[list[str], int, list[Sequence[str]]]]
-
-
-def _csv_rows(path: str, file: TextIO) -> _Rows:
-    reader = csv.reader(file, strict=True)
-    names = next(reader, [])
-    if names:
-        names[0] = names[0].removeprefix("\ufeff")
-    line = 2
-    while rows := list[Sequence[str]](itertools.islice(reader, _CHUNK)):
-        yield names, line, rows
-        line += len(rows)
-    if line == 2:
-        yield names, line, []
-
-
-def _json_rows(path: str, file: TextIO) -> _Rows:
-    names: list[str] = []
-    for start in itertools.count(1, _CHUNK):
-        lines = list(itertools.islice(file, _CHUNK))
-        if not lines:
-            return
-        rows: list[Sequence[str]] = []
-        for line, text in enumerate(lines, start):
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text)
-                names = names or [name for name in (*REQUIRED, *OPTIONAL) if name in record]
-                rows.append([str(record[name]) for name in names])
-            except KeyError as error:
-                raise ValueError(f"{path}, line {line}: field {error} is missing") from None
-            except (json.JSONDecodeError, TypeError) as error:
-                raise ValueError(f"{path}, line {line}: not a JSON object: {error}") from None
-        yield names, start, rows
-
-
-def _tsv_rows(path: str, file: TextIO) -> _Rows:
-    file.readline()
-    for start in itertools.count(2, _CHUNK):
-        lines = list(itertools.islice(file, _CHUNK))
-        if not lines:
-            return
-        pairs = [text.rstrip("\r\n").split("\t") for text in lines]
-        # The reference takes the relative path for the id.
-        rows: list[Sequence[str]] = [(pair[0], *pair) for pair in pairs]
-        yield list(REQUIRED), start, rows
-
-
-def _chunks(path: str, reader: Callable[[str, TextIO], _Rows]) -> Iterator[Chunk]:
-    with storage.open_text(path) as file:
-        blocks = reader(path, file)
-        while True:
-            try:
-                block = next(blocks, None)
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise ValueError(f"{path}: not a text table in UTF-8: {error}") from None
-            if block is None:
-                return
-            names, line, rows = block
+    if suffix not in READERS:
+        raise ValueError(f"{path}: a manifest ends in one of {', '.join(READERS)}")
+    try:
+        for names, line, rows in READERS[suffix](path):
             _check_names(path, names)
             if rows:
                 yield _columns(path, names, line, rows)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a text table in UTF-8: {error}") from None
 
 
-def _check_names(path: str, names: list[str]) -> None:
+def read_csv(path: str) -> Iterator[Block]:
+    """Read comma-separated values; the first line has the columns' names."""
+    with storage.open_text(path) as file:
+        reader = csv.reader(file, strict=True)
+        names = next(reader, [])
+        if names:
+            names[0] = names[0].removeprefix("\ufeff")
+        yield Block(names, 2, [])
+        for line in itertools.count(2, _CHUNK):
+            if not (rows := list(itertools.islice(reader, _CHUNK))):
+                return
+            yield Block(names, line, rows)
+
+
+def read_jsonl(path: str) -> Iterator[Block]:
+    """Read a JSON object a line; all have the fields of the first one."""
+    names: list[str] = []
+    with storage.open_text(path) as file:
+        for start in itertools.count(1, _CHUNK):
+            if not (lines := list(itertools.islice(file, _CHUNK))):
+                return
+            rows = []
+            for line, text in enumerate(lines, start):
+                if not text.strip():
+                    continue
+                try:
+                    record = json.loads(text)
+                    names = names or [name for name in (*REQUIRED, *OPTIONAL) if name in record]
+                    rows.append([str(record[name]) for name in names])
+                except KeyError as error:
+                    raise ValueError(f"{path}, line {line}: field {error} is missing") from None
+                except (json.JSONDecodeError, TypeError) as error:
+                    raise ValueError(f"{path}, line {line}: not a JSON object: {error}") from None
+            yield Block(names, start, rows)
+
+
+def read_tsv(path: str) -> Iterator[Block]:
+    """Read fairseq's layout: the folder of the files, then a line of path and samples for each."""
+    with storage.open_text(path) as file:
+        root = file.readline().strip()
+        if not root or "\t" in root:
+            raise ValueError(f"{path}, line 1: {root!r} is not the folder that holds the files")
+        for line in itertools.count(2, _CHUNK):
+            if not (lines := list(itertools.islice(file, _CHUNK))):
+                return
+            pairs = [text.rstrip("\r\n").split("\t") for text in lines]
+            # The reference takes the relative path for the id.
+            rows = [(pair[0], storage.join(root, pair[0]), *pair[1:]) for pair in pairs]
+            yield Block(REQUIRED, line, rows)
+
+
+READERS: dict[str, Callable[[str], Iterator[Block]]] = {
+    ".csv": read_csv,
+    ".jsonl": read_jsonl,
+    ".tsv": read_tsv,
+}
+"""Readers of manifests by suffix, in the layouts of the reference (`spidr.data.read_manifest`)."""
+
+
+def _check_names(path: str, names: Sequence[str]) -> None:
     missing = [name for name in REQUIRED if name not in names]
     if any(name in names for name in IN_ARCHIVE):
         missing += [name for name in IN_ARCHIVE if name not in names]
@@ -135,7 +129,7 @@ def _check_names(path: str, names: list[str]) -> None:
         )
 
 
-def _columns(path: str, names: list[str], line: int, rows: list[Sequence[str]]) -> Chunk:
+def _columns(path: str, names: Sequence[str], line: int, rows: Sequence[Sequence[str]]) -> Chunk:
     try:
         values = dict(zip(names, zip(*rows, strict=True), strict=True))
     except ValueError:
@@ -186,24 +180,18 @@ def write_table(
         rows: values in the order of `names`.
     """
     suffix = os.path.splitext(path)[1]
-    partial = f"{path}.{os.getpid()}.partial"
-    try:
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            if suffix == ".csv":
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(names)
-                writer.writerows(rows)
-            elif suffix == ".jsonl":
-                for row in rows:
-                    record = dict(zip(names, row, strict=True))
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            else:
-                file.write(root + "\n")
-                at_path, at_samples = names.index("path"), names.index("num_samples")
-                for row in rows:
-                    relative = os.path.relpath(str(row[at_path]), root)
-                    file.write(f"{relative}\t{row[at_samples]}\n")
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+    with files.replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        if suffix == ".csv":
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(names)
+            writer.writerows(rows)
+        elif suffix == ".jsonl":
+            for row in rows:
+                record = dict(zip(names, row, strict=True))
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        else:
+            file.write(root + "\n")
+            at_path, at_samples = names.index("path"), names.index("num_samples")
+            for row in rows:
+                relative = os.path.relpath(str(row[at_path]), root)
+                file.write(f"{relative}\t{row[at_samples]}\n")

@@ -15,8 +15,8 @@ import soundfile
 from audio_files import BROKEN, RATE, hiss, make_corpus, pack, save, tone, write_csv
 
 from spidr_jax.data import corpus as corpus_module
+from spidr_jax.data import files, parallel
 from spidr_jax.data import manifest as manifest_module
-from spidr_jax.data import parallel
 from spidr_jax.data.audio import read_pcm
 from spidr_jax.data.check import check_manifest
 from spidr_jax.data.corpus import Row, open_manifest
@@ -217,14 +217,14 @@ def test_beside_a_manifest_on_a_read_only_folder_the_user_cache_serves(
     folder = tmp_path / "corpus"
     folder.mkdir()
     path = write_csv(folder / "m.csv", [("a", "a.wav", 5)])
-    make = corpus_module.tempfile.mkdtemp
+    make = files.tempfile.mkdtemp
 
     def refuse(prefix, dir):  # root may write anywhere, so it is refused here
         if Path(dir) == folder:
             raise PermissionError(13, "Permission denied", str(dir))
         return make(prefix=prefix, dir=dir)
 
-    monkeypatch.setattr(corpus_module.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(files.tempfile, "mkdtemp", refuse)
     assert open_manifest(path).num_samples.tolist() == [5]
     assert os.listdir(folder) == ["m.csv"]
     monkeypatch.setattr(corpus_module, "_compile", None)
