@@ -8,7 +8,6 @@ Exit code: 0 where it is done, 2 where it cannot be done, with the reason in one
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from spidr_jax.data.files import making_folder, replacing
 from spidr_jax.weights import load as stored
 from spidr_jax.weights import torch_files, torch_names
 from spidr_jax.weights.reference_config import MODEL_TYPES, to_reference
@@ -62,7 +62,7 @@ def to_torch_file(
     if model.teacher is not None and model.codebooks is not None:
         state = to_torch(model.params, model.teacher, model.codebooks)
     torch_files.write(out, state | {torch_names.STEP: np.array([model.step], np.int64)})
-    with torch_files.replacing(config_file) as partial:
+    with replacing(config_file) as partial:
         partial.write_text(text)
     numbers = sum(value.size for value in state.values())
     return f"{out}: {model.config.model_type}, step {model.step}, {numbers / 1e6:.1f} M numbers"
@@ -100,16 +100,13 @@ def from_torch_file(
     state, trains = _state(file)
     step = int(state["step"])
     position = {"step": step, "plan": None, "optimizer": trains}
-    partial = out / f".checkpoints.{os.getpid()}.partial"
-    try:
+    out.mkdir(parents=True, exist_ok=True)
+    with making_folder(checkpoints, ".checkpoints.partial-") as partial:
         _save(partial, step, state, position, file.sections)
         if checkpoints.exists():
             shutil.rmtree(checkpoints)
-        partial.rename(checkpoints)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     (out / "metrics.jsonl").unlink(missing_ok=True)  # the replaced run's
-    with torch_files.replacing(out / "config.json") as partial_config:
+    with replacing(out / "config.json") as partial_config:
         partial_config.write_text(json.dumps(file.sections, indent=2) + "\n")
     kind = "training goes on from here" if trains else "a model without optimizer state"
     return f"{checkpoints / str(step)}: {file.config.model_type}, step {step}, {kind}"

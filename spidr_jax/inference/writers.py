@@ -11,7 +11,8 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 
-from spidr_jax.weights.torch_files import need, replacing
+from spidr_jax.data.files import replacing
+from spidr_jax.weights.torch_files import need
 
 FORMATS = ("npy", "pt")
 SETTINGS = "extract.json"

@@ -5,15 +5,14 @@ torch and safetensors are optional and imported only where a file of theirs is m
 
 import importlib
 import json
-import os
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from spidr_jax.data.files import replacing
 from spidr_jax.model.config import ModelConfig
 from spidr_jax.weights import fairseq, torch_names
 from spidr_jax.weights.reference_config import Sections, from_reference
@@ -78,18 +77,6 @@ def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
             torch.save(
                 {"model": {n: torch.from_numpy(a.copy()) for n, a in arrays.items()}}, partial
             )
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to that becomes `path` when all is written; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def need(name: str) -> Any:
