@@ -117,5 +117,5 @@ def get_config() -> ConfigDict:
     config.checkpoint.every = 2_500
     config.checkpoint.keep = 3
     config.checkpoint.keep_every = 0  # those of every so many steps stay too
-    config.checkpoint.best = ""  # metric of a validation, such as dev_loss, whose best stays too
+    config.checkpoint.best = ""  # metric of a validation, such as dev/loss, whose best stays too
     return config

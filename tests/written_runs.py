@@ -31,7 +31,7 @@ def _line(i: int, step: int, steps: int, random: Any) -> dict[str, Any]:
     layers = _layers("", step, steps, random)
     line = {"step": step}
     for name in ("loss", "target_ppl", "pred_ppl"):
-        line[name] = float(np.mean([layers[f"{name}_{k}"] for k in range(5, 13)]))
+        line[name] = float(np.mean([layers[f"{name}/{k}"] for k in range(5, 13)]))
     line |= {"active_codes": 220.0, "learning_rate": 5e-4 * (1 - step / steps)}
     line |= {"teacher_decay": 1 - 1e-3 * math.exp(-step / 20_000), "skipped": 0, "bad_rows": 0}
     line["grad_norm"] = 50.0 if i % 100 == 50 else float(0.5 + random.random())
@@ -41,16 +41,16 @@ def _line(i: int, step: int, steps: int, random: Any) -> dict[str, Any]:
 
 
 def _validated(step: int, steps: int, random: Any) -> dict[str, Any]:
-    pnmi = {f"dev_pnmi_{k}": 0.66 * step / steps - 0.02 * (k - 5) + 0.2 for k in range(5, 13)}
-    return _layers("dev_", step, steps, random) | {"dev_loss": 1.0} | pnmi
+    pnmi = {f"dev/pnmi/{k}": 0.66 * step / steps - 0.02 * (k - 5) + 0.2 for k in range(5, 13)}
+    return _layers("dev/", step, steps, random) | {"dev/loss": 1.0} | pnmi
 
 
 def _layers(prefix: str, step: int, steps: int, random: Any) -> dict[str, float]:
     values = {}
     for k in range(5, 13):
         noise = 1 + 0.02 * random.standard_normal()
-        values[f"{prefix}loss_{k}"] = (1 + 0.04 * (k - 5) + 4.5 * math.exp(-step / 2e3)) * noise
-        values[f"{prefix}target_ppl_{k}"] = (190 - 100 * math.exp(-step / 2e3)) * noise
-        values[f"{prefix}pred_ppl_{k}"] = (195 + 50 * math.exp(-step / 2e3)) * noise
-        values[f"{prefix}active_{k}"] = float(round(200 * noise))
+        values[f"{prefix}loss/{k}"] = (1 + 0.04 * (k - 5) + 4.5 * math.exp(-step / 2e3)) * noise
+        values[f"{prefix}target_ppl/{k}"] = (190 - 100 * math.exp(-step / 2e3)) * noise
+        values[f"{prefix}pred_ppl/{k}"] = (195 + 50 * math.exp(-step / 2e3)) * noise
+        values[f"{prefix}active_codes/{k}"] = float(round(200 * noise))
     return values

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
+from spidr_jax.eval.metrics import Key, key_text, parse_key
 from spidr_jax.report.charts import Series, letter, line_chart
 from spidr_jax.report.runs import Point, Run
 from spidr_jax.report.scale import span
@@ -61,20 +62,13 @@ def heading(run: Run, number: int, runs: Sequence[Run]) -> str:
     return f"{letter(number)}: {run.name}" if len(runs) > 1 else run.name
 
 
-def layers(runs: Sequence[Run], prefix: str) -> list[int]:
-    """The layers of which there is a metric `prefix_LAYER`."""
-    found = {m for run in runs for name in run.names if (m := _layer(name, prefix)) is not None}
-    return sorted(found)
-
-
-def _layer(name: str, prefix: str) -> int | None:
-    number = name.removeprefix(f"{prefix}_")
-    return int(number) if number != name and number.isdigit() else None
-
-
-def per_layer(runs: Sequence[Run], prefix: str, title: str, unit: str) -> list[Metric]:
-    """The charts of `prefix_LAYER`."""
-    return [Metric(f"{prefix}_{k}", f"Layer {k}: {title}", unit) for k in layers(runs, prefix)]
+def per_layer(
+    runs: Sequence[Run], name: str, title: str, unit: str, dataset: str = ""
+) -> list[Metric]:
+    """The charts of a metric's layers."""
+    keys = {parse_key(text) for run in runs for text in run.names}
+    layers = sorted(k.layer for k in keys if k[::2] == (dataset, name) and isinstance(k.layer, int))
+    return [Metric(key_text(Key(dataset, k, name)), f"Layer {k}: {title}", unit) for k in layers]
 
 
 def grid(

@@ -1,8 +1,8 @@
 """Sections of unit quality: over steps from metrics.jsonl, over layers from evaluation files."""
 
-import re
 from collections.abc import Sequence
 
+from spidr_jax.eval.metrics import describe, parse_key
 from spidr_jax.report.charts import Series, line_chart
 from spidr_jax.report.markup import (
     Metric,
@@ -19,8 +19,7 @@ from spidr_jax.report.markup import (
 from spidr_jax.report.runs import Evaluation, Run
 from spidr_jax.report.scale import span
 
-_MEASURED = re.compile(r"(.+)_(pnmi|abx\w*?|phone_purity|cluster_purity)_\d+")
-_UNITS = {"pnmi": "share of H(phone)", "purity": "probability"}
+_MEASURED = ("pnmi", "abx_across", "abx_within", "cluster_purity", "phone_purity")
 
 _ABX = (
     "ABX is the error of the codebook predictions, by angle; of large groups some items are drawn, "
@@ -31,14 +30,14 @@ _Table = dict[tuple[str, str, int | str], float]  # by kind, name and layer
 
 def over_training(runs: Sequence[Run]) -> str:
     """PNMI, and ABX where it is measured, over layers at the last step and over steps."""
-    found = [match for run in runs for n in run.names if (match := _MEASURED.fullmatch(n))]
+    keys = {key for run in runs for text in run.names if (key := parse_key(text)).set}
     every: list[Metric] = []
-    parts = [paragraph(_ABX)] if any(match[2].startswith("abx") for match in found) else []
-    kinds = {match.groups() for match in found}
-    for name, kind in sorted(kinds, key=lambda each: (each[0], each[1] != "pnmi", each[1])):
-        title = f"{_words(kind)} on {name}"
-        metrics = per_layer(runs, f"{name}_{kind}", title, _unit(kind))
-        over_layers = _over_layers(runs, f"{name}_{kind}", title, metrics)
+    kinds = {(key.set, _MEASURED.index(key.name)) for key in keys if key.name in _MEASURED}
+    parts = [paragraph(_ABX)] if any(_MEASURED[i].startswith("abx") for _, i in kinds) else []
+    for dataset, i in sorted(kinds):
+        title = f"{_words(_MEASURED[i])} on {dataset}"
+        metrics = per_layer(runs, _MEASURED[i], title, _unit(_MEASURED[i]), dataset)
+        over_layers = _over_layers(runs, title, metrics)
         parts += [over_layers, grid(runs, metrics, same_axis=True)]
         every += metrics
     parts.append(last_values(runs, every))
@@ -47,9 +46,8 @@ def over_training(runs: Sequence[Run]) -> str:
 
 
 def _unit(name: str) -> str:
-    if name.startswith("abx"):
-        return "" if name.endswith("cells") else "error rate"
-    return next((unit for part, unit in _UNITS.items() if part in name), "")
+    unit = describe(name).unit
+    return "error rate" if unit == "%" else unit if name in _MEASURED else ""
 
 
 def _words(kind: str) -> str:
@@ -57,16 +55,13 @@ def _words(kind: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _over_layers(runs: Sequence[Run], prefix: str, title: str, metrics: Sequence[Metric]) -> str:
-    numbers = [int(metric.name.removeprefix(f"{prefix}_")) for metric in metrics]
+def _over_layers(runs: Sequence[Run], title: str, metrics: Sequence[Metric]) -> str:
     series = []
     for style, run in enumerate(runs):
-        found = [
-            (k, last) for k, m in zip(numbers, metrics, strict=True) if (last := run.last(m.name))
-        ]
+        found = {parse_key(m.name).layer: last for m in metrics if (last := run.last(m.name))}
         if found:
-            step = max(last[0] for _, last in found)
-            points = [(k, value) for k, (_, value) in found]
+            step = max(step for step, _ in found.values())
+            points = [(int(k or 0), value) for k, (_, value) in found.items()]
             series.append(Series(f"{run.name} after step {step}", style, points))
     chart = _chart(f"{title}, over layers, newest values", series, metrics[0].unit)
     return f'<div class="charts">{chart}</div>'

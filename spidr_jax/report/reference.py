@@ -30,7 +30,7 @@ def mismatch(run: Run) -> str:
 
 
 def series(name: str, last: float) -> list[Point]:
-    """The curve of a metric such as "loss_5" (empty: it has none) up to step `last`."""
+    """The curve of a metric such as "loss/5" (empty: it has none) up to step `last`."""
     return [
         (line["step"], line[name]) for line in _lines() if name in line and line["step"] <= last
     ]

@@ -1,9 +1,9 @@
 """Sections from metrics.jsonl: what a run has come to, losses, codebooks, optimisation, speed."""
 
-import re
 from collections.abc import Sequence
 from itertools import chain
 
+from spidr_jax.eval.metrics import Key, key_text, parse_key
 from spidr_jax.report import reference
 from spidr_jax.report.markup import (
     Metric,
@@ -30,7 +30,6 @@ _KINDS = (
     ("target_ppl", "target perplexity", CODES),
     ("pred_ppl", "prediction perplexity", CODES),
 )
-_VALIDATED = re.compile(r"(.+)_(?:loss|target_ppl|pred_ppl|active_codes)")
 _COUNTS = [
     Metric("skipped", "Skipped updates, since the start", "updates"),
     Metric("bad_rows", "Bad rows, since the last (re)start", "rows"),
@@ -96,7 +95,7 @@ def losses(runs: Sequence[Run]) -> str:
 def usage(runs: Sequence[Run]) -> str:
     """How many codes are in use."""
     means = [Metric("active_codes", "Mean active codes", CODES)]
-    layers = per_layer(runs, "active", "active codes", CODES)
+    layers = per_layer(runs, "active_codes", "active codes", CODES)
     charts = [grid(runs, means), grid(runs, layers, same_axis=True)]
     charts.append(last_values(runs, means + layers))
     sizes = {_known(run.get("model.codebook_size")) for run in runs}
@@ -109,7 +108,9 @@ def usage(runs: Sequence[Run]) -> str:
 
 def validation(runs: Sequence[Run]) -> str:
     """Losses and perplexities on each validation set, over the published curve where it fits."""
-    names = {match[1] for run in runs for n in run.names if (match := _VALIDATED.fullmatch(n))}
+    validated = ("loss", "target_ppl", "pred_ppl", "active_codes")
+    keys = {key for run in runs for text in run.names if (key := parse_key(text)).set}
+    names = {key.set for key in keys if key.name in validated}
     why_not = [(run, reason) for run in runs if (reason := reference.mismatch(run))]
     parts = [part for name in sorted(names) for part in _validation_set(runs, name, not why_not)]
     text = _comparison(runs) if not why_not else (
@@ -126,12 +127,15 @@ def _validation_set(runs: Sequence[Run], name: str, comparable: bool) -> list[st
     if comparable:
 
         def curve(metric: str, last: float) -> list:  # type: ignore[misc]
-            return reference.series(metric.removeprefix(f"{name}_"), last)
+            return reference.series(key_text(parse_key(metric)._replace(set="")), last)
 
-    metrics = [m._replace(name=f"{name}_{m.name}", title=f"{m.title} on {name}") for m in _MEANS]
+    metrics = [
+        m._replace(name=key_text(Key(name, None, m.name)), title=f"{m.title} on {name}")
+        for m in _MEANS
+    ]
     kinds = [
-        per_layer(runs, f"{name}_{kind}", f"{title} on {name}", unit)
-        for kind, title, unit in (*_KINDS, ("active", "active codes", CODES))
+        per_layer(runs, kind, f"{title} on {name}", unit, name)
+        for kind, title, unit in (*_KINDS, ("active_codes", "active codes", CODES))
     ]
     charts = [grid(runs, kind, same_axis=True, reference=curve) for kind in kinds]
     return [grid(runs, metrics), *charts, last_values(runs, [*metrics, *chain(*kinds)])]

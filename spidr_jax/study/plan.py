@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from spidr_jax.eval.metrics import Key, key_text
 from spidr_jax.inference.datasets import parse_sets
 from spidr_jax.train import config as config_lib
 from spidr_jax.train import config_file
@@ -169,7 +170,7 @@ def _measured(config: ConfigDict) -> list[str]:
     """A metric of each evaluation set."""
     layer = config.model.encoder_num_layers
     return [
-        f"{each.name}_{'pnmi' if each.alignment else 'abx_across'}_{layer}"
+        key_text(Key(each.name, layer, "pnmi" if each.alignment else "abx_across"))
         for each in parse_sets(config.evaluation)
     ]
 

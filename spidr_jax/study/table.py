@@ -2,18 +2,13 @@
 
 import csv
 import io
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from spidr_jax.eval.metrics import describe, key_text, parse_key
 from spidr_jax.study.plan import PlannedRun
 from spidr_jax.study.runs import SPEED, Outcome
-
-_LAYERED = re.compile(r"(.+)_(pnmi|abx_within|abx_across)_(\d+)")
-_TITLES = {"pnmi": "PNMI", "abx_within": "ABX within", "abx_across": "ABX across"}
-_FORMATS = {"loss": ".3f", "target_ppl": ".1f", "active_codes": ".1f", SPEED: ",.0f"}
-_NAMES = {"target_ppl": "target ppl", "active_codes": "active", SPEED: "audio s/s"}
 
 
 class Spread(NamedTuple):
@@ -38,7 +33,7 @@ class Comparison(NamedTuple):
         finished: runs.
         planned: runs.
         metrics: by name.
-        best: by evaluation set and measure ("unseen_pnmi"), the layer with the best mean.
+        best: by evaluation set and metric ("unseen/pnmi"), the layer with the best mean.
     """
 
     setting: dict[str, str]
@@ -71,30 +66,34 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def _best(metrics: Mapping[str, Spread]) -> dict[str, int]:
-    """The layer with the highest mean PNMI or the lowest ABX error."""
+    """The best layer of what an evaluation measures of each layer."""
     best: dict[str, int] = {}
     for name, found in metrics.items():
-        if match := _LAYERED.fullmatch(name):
-            key, sign = f"{match[1]}_{match[2]}", 1 if match[2] == "pnmi" else -1
-            known = metrics[f"{key}_{best[key]}"].mean if key in best else -sign * float("inf")
-            if sign * found.mean > sign * known:
-                best[key] = int(match[3])
+        key = parse_key(name)
+        whole = key_text(key._replace(layer=None))
+        direction = describe(key.name).direction
+        if whole in metrics or not (key.set and direction and isinstance(key.layer, int)):
+            continue
+        known = metrics[_of_layer(whole, best[whole])] if whole in best else None
+        sign = -1 if direction == "lower" else 1
+        if known is None or sign * found.mean > sign * known.mean:
+            best[whole] = key.layer
     return best
 
 
+def _of_layer(name: str, layer: int) -> str:
+    return key_text(parse_key(name)._replace(layer=layer))
+
+
 def text(rows: Sequence[Comparison]) -> str:
-    """The table for the terminal: a line for each setting; ABX errors in per cent."""
+    """The table for the terminal: a line for each setting."""
     fields = list(rows[0].setting)
-    keys = list(dict.fromkeys(key for row in rows for key in row.best))
-    plain = ["loss", *_validations(rows), "target_ppl", "active_codes"]
-    head = [*fields, "n", *(_NAMES.get(name, name) for name in plain), *map(_title, keys)]
-    lines = [[*head, _NAMES[SPEED]]]
+    layered = list(dict.fromkeys(name for row in rows for name in row.best))
+    names = ["loss", *_validations(rows), "target_ppl", "active_codes", *layered, SPEED]
+    lines = [[*fields, "n", *map(_title, names)]]
     for row in rows:
-        cells = [_cell(row.metrics.get(name), _FORMATS.get(name, ".3f")) for name in plain]
-        cells += [_layer_cell(row, key) for key in keys]
-        speed = _cell(row.metrics.get(SPEED), _FORMATS[SPEED])
         count = f"{row.finished}/{row.planned}" if row.finished < row.planned else f"{row.planned}"
-        lines.append([*row.setting.values(), count, *cells, speed])
+        lines.append([*row.setting.values(), count, *(_cell(row, name) for name in names)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -104,30 +103,21 @@ def text(rows: Sequence[Comparison]) -> str:
 
 def _validations(rows: Sequence[Comparison]) -> list[str]:
     names = dict.fromkeys(name for row in rows for name in row.metrics)
-    return [name for name in names if name.endswith("_loss")]
+    return [name for name in names if (key := parse_key(name)).set and key[1:] == (None, "loss")]
 
 
-def _title(key: str) -> str:
-    name, measure = next((key.removesuffix(f"_{m}"), m) for m in _TITLES if key.endswith(f"_{m}"))
-    return f"{name} {_TITLES[measure]}"
+def _title(name: str) -> str:
+    key = parse_key(name)
+    return f"{key.set} {describe(key.name).label}".strip()
 
 
-def _layer_cell(row: Comparison, key: str) -> str:
-    if key not in row.best:
-        return "-"
-    layer = row.best[key]
-    found = row.metrics[f"{key}_{layer}"]
-    if key.endswith("_pnmi"):
-        return f"{_cell(found, '.3f')} (layer {layer})"
-    deviation = None if found.deviation is None else 100 * found.deviation
-    return f"{_cell(Spread(100 * found.mean, deviation, found.n), '.1f')} % (layer {layer})"
-
-
-def _cell(found: Spread | None, form: str) -> str:
+def _cell(row: Comparison, name: str) -> str:
+    layer = row.best.get(name)
+    found = row.metrics.get(name if layer is None else _of_layer(name, layer))
     if found is None:
         return "-"
-    spread = "" if found.deviation is None else f" ±{found.deviation:{form}}"
-    return f"{found.mean:{form}}{spread}"
+    value = describe(parse_key(name).name).text(found.mean, found.deviation)
+    return value if layer is None else f"{value} (layer {layer})"
 
 
 def as_dicts(rows: Sequence[Comparison]) -> list[dict[str, Any]]:

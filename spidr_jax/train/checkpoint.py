@@ -1,7 +1,6 @@
 """Checkpoints of a run: state, data position and config, with Orbax."""
 
 import math
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from spidr_jax.eval.metrics import describe, parse_key
 from spidr_jax.train import distributed
 from spidr_jax.weights import orbax as orbax_files
 
@@ -36,8 +36,8 @@ class Checkpoints:
             folder: of the checkpoints.
             keep: the last so many stay.
             keep_every: those of every so many steps stay too, 0 for none.
-            best: the one that is best in this metric stays too, empty for none; of a loss the
-                lowest is best, of anything else the highest.
+            best: the one that is best in this metric stays too, empty for none: the lowest
+                where lower is better, else the highest.
 
         Raises:
             ValueError: the processes see different folders.
@@ -96,7 +96,8 @@ class Checkpoints:
         value = metrics.get(self._best, math.nan)
         if not math.isfinite(value):
             return -math.inf
-        return -value if re.search(r"loss(_\d+)?$", self._best) else value
+        lower = describe(parse_key(self._best).name).direction == "lower"
+        return -value if lower else value
 
     def save(
         self,

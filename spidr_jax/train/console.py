@@ -12,6 +12,7 @@ import jax
 from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.data.plan import Plan
 from spidr_jax.eval.abx import SPEAKERS
+from spidr_jax.eval.metrics import Key, key_text, parse_key
 from spidr_jax.eval.results import Measured
 from spidr_jax.method.step import StepConfig, TrainState
 from spidr_jax.model.config import ModelConfig
@@ -74,7 +75,8 @@ class ProgressLog:
         left = datetime.timedelta(seconds=round((self._steps - step) * elapsed / self._counted))
         ending = f"{elapsed:.0f} s with compilation" if self._compiling else f"left {left}"
         distributed.tell(f"{_line(step, self._steps, values)}  {ending}")
-        self._collapse.check(step, {k: values[f"target_ppl_{k}"] for k in self._layers})
+        names = {k: key_text(Key("", k, "target_ppl")) for k in self._layers}
+        self._collapse.check(step, {k: values[name] for k, name in names.items()})
         self._compiling = False
         self._begin()
 
@@ -137,7 +139,8 @@ def conclude(
 ) -> None:
     """Say where the run lies, how PNMI and ABX moved, and what to do next."""
     lines = read(folder / "metrics.jsonl")
-    moved = [n for n in lines[0] if "_pnmi_" in n or "_abx_across_" in n] if lines else []
+    names = lines[0] if lines else {}
+    moved = [name for name in names if parse_key(name).name in ("pnmi", "abx_across")]
     for name in [n for n in moved if None not in (lines[0][n], lines[-1].get(n))]:
         distributed.tell(
             f"{name}: {lines[0][name]:.3f} at step {lines[0]['step']}, {lines[-1][name]:.3f} now"

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from spidr_jax.data.audio import AudioError
 from spidr_jax.data.pipeline import BadDataError
+from spidr_jax.eval.metrics import Key, key_text
 from spidr_jax.eval.results import Measured
 from spidr_jax.inference import outputs as measure
 from spidr_jax.inference.datasets import open_sets
@@ -121,7 +122,7 @@ class RunEvaluation:
     def _name(self, evaluation: EvaluationSet) -> str:
         """A metric that is there where the set has been measured."""
         kind = "abx_across" if evaluation.phones is None else "pnmi"
-        return f"{evaluation.name}_{kind}_{self._model.encoder_num_layers}"
+        return key_text(Key(evaluation.name, self._model.encoder_num_layers, kind))
 
     def due(self, step: int) -> bool:
         """Whether to measure after `step` finished steps; all processes must ask."""
@@ -149,8 +150,8 @@ class RunEvaluation:
         Args:
             state: after `step` finished steps; it stays as it is.
             step: see above.
-            logs: get `NAME_pnmi_K`, `NAME_phone_purity_K` and `NAME_cluster_purity_K` of the units
-                and `NAME_abx_within_K` and `NAME_abx_across_K` of the codebook predictions of
+            logs: get `NAME/pnmi/K`, `NAME/phone_purity/K` and `NAME/cluster_purity/K` of the units
+                and `NAME/abx_within/K` and `NAME/abx_across/K` of the codebook predictions of
                 each predicted layer K, as far as phones and items are known.
 
         Raises:
@@ -211,5 +212,5 @@ def named(name: str, rows: Sequence[Measured]) -> dict[str, Any]:
             found = {measure: getattr(row.quality, measure) for measure in _QUALITY}
         else:
             found = {f"abx_{task}": each.error for task, each in (row.abx or {}).items()}
-        values |= {f"{name}_{key}_{row.layer}": value for key, value in found.items()}
+        values |= {key_text(Key(name, row.layer, key)): value for key, value in found.items()}
     return values

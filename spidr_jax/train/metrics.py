@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spidr_jax.eval.metrics import Key, key_text
+
 
 class MetricsWriter:
     """Writes lines, each at once, no step twice, none beyond the step that a run starts from.
@@ -79,14 +81,15 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def flatten(values: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """A step's host metrics as a line holds them: `loss_per_codebook` becomes `loss_5`, ..."""
+    """A step's host metrics as a line holds them: `loss_per_codebook` becomes `loss/5`, ..."""
     flat = {}
     for name, value in values.items():
         if not name.endswith("_per_codebook"):
             flat[name] = value.item() if hasattr(value, "item") else value
             continue
-        short = name.removesuffix("_per_codebook").removesuffix("_codes")
-        flat |= {f"{short}_{k}": v.item() for k, v in zip(layers, value, strict=True)}
+        short = name.removesuffix("_per_codebook")
+        for layer, of_layer in zip(layers, value, strict=True):
+            flat[key_text(Key("", layer, short))] = of_layer.item()
     return flat
 
 

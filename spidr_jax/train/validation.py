@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spidr_jax.data import pipeline
+from spidr_jax.eval.metrics import Key, key_text, parse_key
 from spidr_jax.method import step as train_step
 from spidr_jax.method.step import StepConfig, TrainState
 from spidr_jax.train import console as progress
@@ -152,23 +153,26 @@ class Validation:
             logs: where the values go.
 
         Returns:
-            `NAME_loss`, `NAME_target_ppl`, `NAME_pred_ppl`, `NAME_active_codes` and
-            `NAME_masked_frames` of each set, means over its batches, and of each layer K
-            `NAME_loss_K`, `NAME_target_ppl_K`, `NAME_pred_ppl_K`, `NAME_active_K`.
+            `NAME/loss`, `NAME/target_ppl`, `NAME/pred_ppl`, `NAME/active_codes` and
+            `NAME/masked_frames` of each set, means over its batches, and all but the last of each
+            layer K: `NAME/loss/K`.
 
         Raises:
             BadDataError: too many utterances cannot be read.
         """
         measured: dict[str, float] = {}
         for dataset in self.sets if self.due(step) else ():
-            if distributed.all_gather_int(logs.has(step, f"{dataset.name}_loss"))[0]:
+            if distributed.all_gather_int(
+                logs.has(step, key_text(Key(dataset.name, None, "loss")))
+            )[0]:
                 continue
             start = time.perf_counter()
             values = metrics.flatten(self._measure(state, dataset), self._layers)
             if distributed.is_first():
                 seconds = time.perf_counter() - start
                 progress.report_validation(step, dataset.name, values, seconds)
-            named = {f"{dataset.name}_{name}": value for name, value in values.items()}
+            keys = {name: parse_key(name)._replace(set=dataset.name) for name in values}
+            named = {key_text(keys[name]): value for name, value in values.items()}
             logs.write(step, named)
             measured |= named
         return measured
@@ -185,8 +189,8 @@ class Validation:
 
     def _names(self) -> list[str]:
         return [
-            f"{dataset.name}_{metric}"
+            key_text(Key(dataset.name, layer, name))
             for dataset in self.sets
             for name in _METRICS
-            for metric in (name, *(f"{name.removesuffix('_codes')}_{k}" for k in self._layers))
+            for layer in (None, *self._layers)
         ]

@@ -98,24 +98,24 @@ def test_every_value_of_the_run_is_in_its_charts(trained: ConfigDict) -> None:
     lines = metrics.read(Path(trained.workdir) / "metrics.jsonl")
     places = {
         "loss_1": (TRAINING, "Layer 1: loss"),
-        "target_ppl_2": (TRAINING, "Layer 2: target perplexity"),
-        "pred_ppl_1": (TRAINING, "Layer 1: prediction perplexity"),
-        "active_2": ("codebook-usage", "Layer 2: active codes"),
+        "target_ppl/2": (TRAINING, "Layer 2: target perplexity"),
+        "pred_ppl/1": (TRAINING, "Layer 1: prediction perplexity"),
+        "active_codes/2": ("codebook-usage", "Layer 2: active codes"),
         "teacher_decay": ("optimisation", "Teacher decay"),
         "learning_rate": ("optimisation", "Learning rate"),
         "grad_norm": ("optimisation", "Gradient norm before clipping"),
         "audio_seconds_per_second": ("speed", "Speed"),
-        "dev_loss": ("validation", "Mean loss on dev"),
-        "dev_pred_ppl_2": ("validation", "Layer 2: prediction perplexity on dev"),
-        "dev_active_1": ("validation", "Layer 1: active codes on dev"),
-        "tones_pnmi_2": ("unit-quality-over-steps-and-layers", "Layer 2: PNMI on tones"),
+        "dev/loss": ("validation", "Mean loss on dev"),
+        "dev/pred_ppl/2": ("validation", "Layer 2: prediction perplexity on dev"),
+        "dev/active_codes/1": ("validation", "Layer 1: active codes on dev"),
+        "tones/pnmi/2": ("unit-quality-over-steps-and-layers", "Layer 2: PNMI on tones"),
     }
     for name, place in places.items():
         expected = {line["step"]: line[name] for line in lines if name in line}
         assert page.drawn(*place) == pytest.approx(expected, rel=1e-3), name
         assert len(expected) == {"dev": 3, "tones": 2}.get(name.split("_")[0], 6), name
     over_layers = page.drawn(SECTIONS[4], "PNMI on tones, over layers, newest values")
-    expected = {k: lines[-1][f"tones_pnmi_{k}"] for k in (1, 2)}
+    expected = {k: lines[-1][f"tones/pnmi/{k}"] for k in (1, 2)}
     assert over_layers == pytest.approx(expected, rel=1e-3)
 
 

@@ -98,9 +98,9 @@ def test_a_smaller_batch_than_the_published_is_said(tmp_path: Path) -> None:
 
 
 def test_the_published_curve_is_the_file() -> None:
-    assert len(reference.series("loss_11", 400_000)) == 161
-    assert reference.series("loss_11", 400_000)[-1] == (400_000, 1.279)
-    assert reference.series("loss_4", 400_000) == []
+    assert len(reference.series("loss/11", 400_000)) == 161
+    assert reference.series("loss/11", 400_000)[-1] == (400_000, 1.279)
+    assert reference.series("loss/4", 400_000) == []
 
 
 def test_evaluation_files_are_shown_over_layers_with_the_mfcc_floor(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_hostile_names_and_values_are_only_text(tmp_path: Path) -> None:
     evil = """<img src=x onerror=alert(1)>&amp;"'"""
     run = tmp_path / evil
     run.mkdir()
-    names = {"loss": 1.0, f"{evil}_loss_5": 2.0, f"{evil}_loss": 3.0, f"{evil}_pnmi_5": 0.5}
+    names = {"loss": 1.0, f"{evil}/loss/5": 2.0, f"{evil}/loss": 3.0, f"{evil}/pnmi/5": 0.5}
     lines = [json.dumps({"step": step, **names}) for step in (1, 2)]
     (run / "metrics.jsonl").write_text("\n".join(lines))
     config = {"workdir": "</script><script>alert(2)</script>", evil: evil, "evaluation": evil}

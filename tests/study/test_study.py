@@ -117,7 +117,7 @@ def test_every_combination_runs_with_every_seed(file: str) -> None:
     assert len({run.name for run in found.runs}) == 8
     run = found.runs[3]
     assert run.setting == {"codebook.decay": "0.5", "optimizer.betas": "(0.9,0.99)"}
-    assert (run.seed, run.steps, run.measured) == (4, 7, ["tones_pnmi_2"])
+    assert (run.seed, run.steps, run.measured) == (4, 7, ["tones/pnmi/2"])
     assert run.name == "codebook.decay=0.5,optimizer.betas=_0.9,0.99_,seed=4"
     flags = [flag.removeprefix("--config.").split("=", 1) for flag in run.command[4:]]
     config = resolve(file, {field: text for field, text in flags})
@@ -158,8 +158,8 @@ def line(step: int, speed: float, loss: float, **more: float) -> dict[str, Any]:
 
 
 def evaluated(pnmi: tuple[float, float], across: tuple[float, float]) -> dict[str, float]:
-    values = {"tones_pnmi": pnmi, "tones_abx_across": across, "tones_abx_within": (0.5, 0.4)}
-    return {f"{name}_{k}": both[k - 1] for name, both in values.items() for k in (1, 2)}
+    values = {"tones/pnmi": pnmi, "tones/abx_across": across, "tones/abx_within": (0.5, 0.4)}
+    return {f"{name}/{k}": both[k - 1] for name, both in values.items() for k in (1, 2)}
 
 
 @pytest.fixture
@@ -184,12 +184,12 @@ def test_the_table_has_means_and_deviations_by_hand(told: tuple[Path, Study]) ->
     # the mean (0.25 over 0.2), layer 1 across speakers (0.31 under 0.34). Speeds: medians of
     # 90, 20, 10 and of 90, 20, 30.
     assert table == [
-        "codebook.decay  n    loss          target ppl  active    tones PNMI              "
-        "tones ABX across       tones ABX within       audio s/s",
-        "0.5             2    2.100 ±0.141  21.0 ±1.4   6.0 ±0.0  0.250 ±0.000 (layer 2)  "
-        "31.0 ±1.4 % (layer 1)  40.0 ±0.0 % (layer 2)  25 ±7",
-        "0.9             1/2  1.500         15.0        6.0       0.200 (layer 2)         "
-        "20.0 % (layer 2)       40.0 % (layer 2)       50",
+        "codebook.decay  n    loss          target perplexity  active codes  "
+        "tones PNMI              tones ABX across         tones ABX within         audio s/s",
+        "0.5             2    2.100 ±0.141  21.0 ±1.4          6.0 ±0.0      "
+        "0.250 ±0.000 (layer 2)  31.00 ±1.41 % (layer 1)  40.00 ±0.00 % (layer 2)  25 ±7",
+        "0.9             1/2  1.500         15.0               6.0           "
+        "0.200 (layer 2)         20.00 % (layer 2)        40.00 % (layer 2)        50",
         "codebook.decay=0.9,seed=4: after step 200 of 300",
     ]
 
@@ -200,7 +200,7 @@ def test_json_and_csv_hold_every_layer_and_run(told: tuple[Path, Study]) -> None
     assert study.read(out) == found
     first = json.loads((out / "study.json").read_text())["comparison"][0]
     assert first["setting"] == {"codebook.decay": "0.5"}
-    assert first["metrics"]["tones_pnmi_1"] == {
+    assert first["metrics"]["tones/pnmi/1"] == {
         "mean": pytest.approx(0.2),
         "deviation": pytest.approx(0.02**0.5),
         "n": 2,
@@ -208,7 +208,7 @@ def test_json_and_csv_hold_every_layer_and_run(told: tuple[Path, Study]) -> None
     rows = list(csv.DictReader((out / "study.csv").read_text().splitlines()))
     assert [row["status"] for row in rows] == ["finished"] * 3 + ["after step 200 of 300"]
     assert [row["seed"] for row in rows] == ["3", "4", "3", "4"]
-    assert [row["tones_abx_across_2"] for row in rows] == ["0.4", "0.28", "0.2", ""]
+    assert [row["tones/abx_across/2"] for row in rows] == ["0.4", "0.28", "0.2", ""]
     assert [row["codebook.decay"] for row in rows] == ["0.5", "0.5", "0.9", "0.9"]
 
 
@@ -219,17 +219,17 @@ def test_a_run_is_finished_when_nothing_of_it_is_missing(file: str, tmp_path: Pa
     write_run(folder, [line(299, 1.0, 1.0), line(300, 1.0, 1.0)], 200)
     assert outcome(tmp_path, run).status == "after step 300 of 300"  # its end is not saved
     (folder / "checkpoints" / "300").mkdir()
-    assert outcome(tmp_path, run).status == "ended without tones_pnmi_2"
+    assert outcome(tmp_path, run).status == "ended without tones/pnmi/2"
     log = tmp_path / f"{run.name}.log"
     log.write_text("warning: x\nfailed: warning: x\n")
-    assert outcome(tmp_path, run).status == "ended without tones_pnmi_2, failed: warning: x"
+    assert outcome(tmp_path, run).status == "ended without tones/pnmi/2, failed: warning: x"
     log.write_text("failed: warning: x\nmore has been done since\n")
-    assert outcome(tmp_path, run).status == "ended without tones_pnmi_2"
-    more = [line(300, 1.0, 1.0, tones_pnmi_2=0.5), line(400, 1.0, 7.0)]
+    assert outcome(tmp_path, run).status == "ended without tones/pnmi/2"
+    more = [line(300, 1.0, 1.0, **{"tones/pnmi/2": 0.5}), line(400, 1.0, 7.0)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in more))
     found = outcome(tmp_path, run)  # somebody has trained longer: the study's step counts
     assert found.finished
-    assert (found.values["loss"], found.values["tones_pnmi_2"]) == (1.0, 0.5)
+    assert (found.values["loss"], found.values["tones/pnmi/2"]) == (1.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_another_study_in_the_folder_is_refused(file: str, tmp_path: Path, capsy
     assert study.main([*same, "--vary", "codebook.decay=0.5,0.9", "--set", "evaluation=a:b:c"]) == 0
     found = study.read(out)
     assert found is not None
-    assert found.runs[0].measured == ["a_pnmi_2"]  # what is missing is measured on the next start
+    assert found.runs[0].measured == ["a/pnmi/2"]  # what is missing is measured on the next start
 
 
 def test_a_folder_of_something_else_is_refused(file: str, tmp_path: Path, capsys: Any) -> None:
@@ -401,7 +401,7 @@ def test_a_killed_and_a_failing_run(
     assert "goes on after step 100" in (out / f"{good.name}.log").read_text()
     lines = metrics.read(out / good.name / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(301))
-    assert [line["step"] for line in lines if "tones_abx_across_2" in line] == [0, 300]
+    assert [line["step"] for line in lines if "tones/abx_across/2" in line] == [0, 300]
 
     before = len(started)
     assert study.main([*command, "--commands"]) == 0

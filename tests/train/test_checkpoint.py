@@ -33,18 +33,18 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_a_loss_is_best_low_and_its_checkpoint_stays_beside_the_last(tmp_path: Path) -> None:
-    with checkpoints(tmp_path, keep=2, best="dev_loss") as opened:
+    with checkpoints(tmp_path, keep=2, best="dev/loss") as opened:
         assert opened.best() is None
         for step, loss in ((1, 3.0), (2, 1.5), (3, 2.0), (4, 2.5), (5, 1.6)):
             opened.wait()
-            assert opened.improves({"dev_loss": loss}) == (step <= 2)
-            save(opened, step, dev_loss=loss, dev_target_ppl=-loss)
+            assert opened.improves({"dev/loss": loss}) == (step <= 2)
+            save(opened, step, **{"dev/loss": loss, "dev/target_ppl": -loss})
         opened.wait()
         assert opened.best() == (2, 1.5)
     assert steps(tmp_path) == [2, 4, 5]
 
 
-@pytest.mark.parametrize("name", ["dev_target_ppl", "dev_active_5", "loss_active_codes"])
+@pytest.mark.parametrize("name", ["dev/target_ppl", "dev/active_codes/5", "loss/active_codes"])
 def test_anything_else_is_best_high(tmp_path: Path, name: str) -> None:
     with checkpoints(tmp_path, keep=1, best=name) as opened:
         for step, value in ((1, 3.0), (2, 90.0), (3, 20.0)):
@@ -55,44 +55,44 @@ def test_anything_else_is_best_high(tmp_path: Path, name: str) -> None:
 
 
 def test_a_loss_of_a_layer_is_a_loss(tmp_path: Path) -> None:
-    with checkpoints(tmp_path, keep=1, best="dev_loss_12") as opened:
-        save(opened, 1, dev_loss_12=1.0)
+    with checkpoints(tmp_path, keep=1, best="dev/loss/12") as opened:
+        save(opened, 1, **{"dev/loss/12": 1.0})
         opened.wait()
-        assert not opened.improves({"dev_loss_12": 2.0})
+        assert not opened.improves({"dev/loss/12": 2.0})
 
 
 def test_a_resumed_run_goes_on_from_the_best_on_disk(tmp_path: Path) -> None:
-    with checkpoints(tmp_path, keep=1, best="dev_loss") as opened:
+    with checkpoints(tmp_path, keep=1, best="dev/loss") as opened:
         for step, loss in ((1, 1.0), (2, 2.0)):
-            save(opened, step, dev_loss=loss)
-    with checkpoints(tmp_path, keep=1, best="dev_loss") as opened:
+            save(opened, step, **{"dev/loss": loss})
+    with checkpoints(tmp_path, keep=1, best="dev/loss") as opened:
         assert opened.best() == (1, 1.0)
-        assert not opened.improves({"dev_loss": 1.5})
-        save(opened, 3, dev_loss=1.5)
+        assert not opened.improves({"dev/loss": 1.5})
+        save(opened, 3, **{"dev/loss": 1.5})
     assert steps(tmp_path) == [1, 3]
-    with checkpoints(tmp_path, keep=1, best="dev_loss") as opened:
-        assert opened.improves({"dev_loss": 0.5})
-        save(opened, 4, dev_loss=0.5)
+    with checkpoints(tmp_path, keep=1, best="dev/loss") as opened:
+        assert opened.improves({"dev/loss": 0.5})
+        save(opened, 4, **{"dev/loss": 0.5})
         save(opened, 5)
     assert steps(tmp_path) == [4, 5]
 
 
 def test_checkpoints_without_the_metric_are_never_the_best(tmp_path: Path) -> None:
     with checkpoints(tmp_path, keep=1) as opened:
-        save(opened, 1, dev_loss=1.0)  # nobody asked for the best yet
+        save(opened, 1, **{"dev/loss": 1.0})  # nobody asked for the best yet
         assert opened.best() is None
-        assert not opened.improves({"dev_loss": 0.1})
-    with checkpoints(tmp_path, keep=1, best="dev_loss") as opened:
+        assert not opened.improves({"dev/loss": 0.1})
+    with checkpoints(tmp_path, keep=1, best="dev/loss") as opened:
         save(opened, 2)
-        save(opened, 3, other_loss=0.1)
+        save(opened, 3, **{"other/loss": 0.1})
         opened.wait()
         assert opened.best() is None
         assert not opened.improves({})
-        assert not opened.improves({"dev_loss": NAN})
-        save(opened, 4, dev_loss=NAN)
-        assert opened.improves({"dev_loss": 7.0})
-        save(opened, 5, dev_loss=7.0)
-        save(opened, 6, dev_loss=NAN)
+        assert not opened.improves({"dev/loss": NAN})
+        save(opened, 4, **{"dev/loss": NAN})
+        assert opened.improves({"dev/loss": 7.0})
+        save(opened, 5, **{"dev/loss": 7.0})
+        save(opened, 6, **{"dev/loss": NAN})
         opened.wait()
         assert opened.best() == (5, 7.0)
     assert steps(tmp_path) == [5, 6]
@@ -107,19 +107,19 @@ def test_every_so_many_steps_one_stays(tmp_path: Path) -> None:
 
 def test_a_save_that_fails_in_the_background_does_not_cost_the_best(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with checkpoints(tmp_path, keep=1, best="dev_loss") as opened:
+    with checkpoints(tmp_path, keep=1, best="dev/loss") as opened:
         for step, loss in ((1, 1.0), (2, 2.0)):
-            save(opened, step, dev_loss=loss)
+            save(opened, step, **{"dev/loss": loss})
         opened.wait()
         assert opened.best() == (1, 1.0)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
         try:
-            save(opened, 3, dev_loss=0.1)
+            save(opened, 3, **{"dev/loss": 0.1})
             with pytest.raises(OSError, match="checkpoint 3"):
                 opened.wait()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert opened.best() == (1, 1.0)
         assert opened.latest() == 2
-        save(opened, 5, dev_loss=3.0)
+        save(opened, 5, **{"dev/loss": 3.0})
     assert steps(tmp_path) == [1, 5]

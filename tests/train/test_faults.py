@@ -226,7 +226,7 @@ def test_kill_9_loses_nothing_but_what_came_after_the_last_save(
     lines = [metrics.read(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
     assert lines[0][-1]["loss"] == lines[1][-1]["loss"]
     assert len({line["step"] for line in lines[1]}) == len(lines[1])
-    validated = [[line["dev_loss"] for line in each if "dev_loss" in line] for each in lines]
+    validated = [[line["dev/loss"] for line in each if "dev/loss" in line] for each in lines]
     assert validated[0] == validated[1]
     logged = [(line["step"], name) for line in lines[1] for name in line if name != "step"]
     assert [value[:2] for value in shown(tmp_path / "killed" / "tensorboard")] == logged

@@ -25,11 +25,11 @@ import os, signal, sys, time
 from pathlib import Path
 from spidr_jax.train.sinks import Logs
 writer = Logs(Path(sys.argv[1]), 0, {"seed": 1}, tensorboard="t" in sys.argv[2], wandb=sys.argv[3])
-writer.write(0, {"dev_loss": 7.0})
+writer.write(0, {"dev/loss": 7.0})
 for step in range(1, 6):
     writer.write(step, {"loss": step / 2})
     if step == 3:
-        writer.write(step, {"dev_loss": 1.0})
+        writer.write(step, {"dev/loss": 1.0})
 time.sleep(float(sys.argv[4]))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -48,21 +48,21 @@ def kill(folder: Path, tensorboard: bool = False, wandb: str = "", seconds: int 
 def resume(folder: Path, **options: Any) -> None:
     """Go on after step 3 and end after step 6; what is beyond 3 has changed."""
     writer = Logs(folder, 3, {"seed": 1}, **options)
-    assert writer.has(3, "dev_loss")
+    assert writer.has(3, "dev/loss")
     for step in (4, 5, 6):
         writer.write(step, {"loss": step / 2 + 10})
-    writer.write(6, {"dev_loss": 0.5})
+    writer.write(6, {"dev/loss": 0.5})
     writer.close()
 
 
 RESUMED = [
-    {"step": 0, "dev_loss": 7.0},
+    {"step": 0, "dev/loss": 7.0},
     {"step": 1, "loss": 0.5},
     {"step": 2, "loss": 1.0},
-    {"step": 3, "loss": 1.5, "dev_loss": 1.0},
+    {"step": 3, "loss": 1.5, "dev/loss": 1.0},
     {"step": 4, "loss": 12.0},
     {"step": 5, "loss": 12.5},
-    {"step": 6, "loss": 13.0, "dev_loss": 0.5},
+    {"step": 6, "loss": 13.0, "dev/loss": 0.5},
 ]
 
 
@@ -187,11 +187,11 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 def log_up_to_five(folder: Path) -> None:
     """As `KILLED`, up to the kill: what waits for the next step is never sent."""
     writer = Logs(folder, 0, {"seed": 1}, wandb="speech")
-    writer.write(0, {"dev_loss": 7.0})
+    writer.write(0, {"dev/loss": 7.0})
     for step in range(1, 6):
         writer.write(step, {"loss": step / 2})
         if step == 3:
-            writer.write(step, {"dev_loss": 1.0})
+            writer.write(step, {"dev/loss": 1.0})
     writer._sinks[0].close()
 
 

@@ -70,7 +70,7 @@ def test_what_a_full_disk_does_not_take_is_written_later(
     try:
         for step in (2, 3):
             logs.write(step, {"loss": step / 2})
-        logs.write(3, {"dev_loss": 7.0})
+        logs.write(3, {"dev/loss": 7.0})
         cut = path.read_bytes()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -81,7 +81,7 @@ def test_what_a_full_disk_does_not_take_is_written_later(
     logs.close()
     assert read(path)[1:] == [
         {"step": 2, "loss": 1.0},
-        {"step": 3, "loss": 1.5, "dev_loss": 7.0},
+        {"step": 3, "loss": 1.5, "dev/loss": 7.0},
         {"step": 4, "loss": 2.0},
     ]
 

@@ -120,12 +120,12 @@ def assert_equal_runs(one: ConfigDict, other: ConfigDict, steps: list[int]) -> N
     lines = [metrics.read(Path(c.workdir) / "metrics.jsonl") for c in (one, other)]
     for a, b in zip(*lines, strict=True):
         assert a.keys() == b.keys()
-        for name in a.keys() & {"step", "bad_rows", "dev_masked_frames"}:
+        for name in a.keys() & {"step", "bad_rows", "dev/masked_frames"}:
             assert b[name] == a[name]
-        for name in a.keys() & {"loss", "dev_loss", "dev_target_ppl_2"}:
+        for name in a.keys() & {"loss", "dev/loss", "dev/target_ppl/2"}:
             assert b[name] == pytest.approx(a[name], rel=1e-6)
         # shares of frames and of triples: a near tie may fall to the other side
-        for name in a.keys() & {"tones_phone_purity_2", "tones_abx_across_2"}:
+        for name in a.keys() & {"tones/phone_purity/2", "tones/abx_across/2"}:
             assert b[name] == pytest.approx(a[name], abs=1e-2)
 
 

@@ -157,11 +157,11 @@ def test_a_resumed_run_knows_what_has_been_measured(files: Any, tmp_path: Path) 
         found = planned(files, TimeShare(1.0, Clock()), 30, tmp_path)
         return [step for step in (0, 29, 30, 36, 45, 60, 100) if found.due(step)]
 
-    measured = {"tones_pnmi_3": 0.1}
+    measured = {"tones/pnmi/3": 0.1}
     assert due_after({"step": 30} | measured) == [60, 100]
     assert due_after({"step": 0} | measured, {"step": 30, "loss": 1.0}) == [30, 36, 60, 100]
     assert due_after({"step": 100} | measured) == []
-    assert due_after({"step": 30, "other_pnmi_3": 0.1}) == [0, 30, 36, 60, 100]
+    assert due_after({"step": 30, "other/pnmi/3": 0.1}) == [0, 30, 36, 60, 100]
 
 
 # --- in a run
@@ -205,19 +205,19 @@ def straight(files: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def evaluated(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: v for name, v in line.items() if name.startswith(("tones_", "flat_"))}
+    return {name: v for name, v in line.items() if name.startswith(("tones/", "flat/"))}
 
 
 def test_every_set_is_measured_at_its_cadence(straight: Any) -> None:
     lines = straight[2]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
-    promised = {f"tones_{name}_{k}" for name in MEASURES for k in (1, 2)}
-    promised |= {f"flat_abx_{name}_{k}" for name in ("within", "across") for k in (1, 2)}
+    promised = {f"tones/{name}/{k}" for name in MEASURES for k in (1, 2)}
+    promised |= {f"flat/abx_{name}/{k}" for name in ("within", "across") for k in (1, 2)}
     for line in lines:
         assert evaluated(line).keys() == (promised if line["step"] % 2 == 0 else set())
         assert ("loss" in line) == (line["step"] > 0)
     moved = {name for name in promised if lines[0][name] != lines[6][name]}
-    assert moved >= {"tones_abx_across_2", "flat_abx_within_1"}
+    assert moved >= {"tones/abx_across/2", "flat/abx_within/1"}
 
 
 def test_only_the_first_evaluation_compiles(straight: Any) -> None:
@@ -240,7 +240,7 @@ def test_the_numbers_are_those_of_the_evaluation_command(
     found = {}
     for row in json.loads(out.read_text())["results"]:
         wanted = MEASURES[:3] if row["kind"] == "units" else MEASURES[3:]
-        found |= {f"tones_{name}_{row['layer']}": row[name] for name in wanted}
+        found |= {f"tones/{name}/{row['layer']}": row[name] for name in wanted}
     assert len(found) == 10
     assert {name: lines[-1][name] for name in found} == pytest.approx(found, abs=5e-3)
 
@@ -264,7 +264,7 @@ def test_killed_between_save_and_evaluation_and_resumed_gives_the_same_lines(
     run_to_end(config)
     file = tmp_path / "run" / "metrics.jsonl"
     *kept, last = metrics.read(file)
-    cut = {name: v for name, v in last.items() if not name.startswith("flat_")}  # after one set
+    cut = {name: v for name, v in last.items() if not name.startswith("flat/")}  # after one set
     file.write_text("".join(json.dumps(line) + "\n" for line in [*kept, cut]))
     config.steps = 6
     resumed_state, resumed_lines = run_to_end(config)
@@ -280,10 +280,10 @@ def test_the_report_shows_the_curves(straight: Any, tmp_path: Path) -> None:
     assert report([config.workdir, "--no-model", "--out", str(out)]) == 0
     page = read(out)
     for title, name in (
-        ("Layer 2: PNMI on tones", "tones_pnmi_2"),
-        ("Layer 1: ABX across on tones", "tones_abx_across_1"),
-        ("Layer 1: Phone purity on tones", "tones_phone_purity_1"),
-        ("Layer 2: ABX within on flat", "flat_abx_within_2"),
+        ("Layer 2: PNMI on tones", "tones/pnmi/2"),
+        ("Layer 1: ABX across on tones", "tones/abx_across/1"),
+        ("Layer 1: Phone purity on tones", "tones/phone_purity/1"),
+        ("Layer 2: ABX within on flat", "flat/abx_within/2"),
     ):
         expected = {line["step"]: line[name] for line in lines[::2]}
         assert page.drawn(SECTIONS[4], title) == pytest.approx(expected, abs=1e-3)
@@ -302,7 +302,7 @@ def test_a_set_that_cannot_be_measured_ends_no_run_that_trains(
     (tmp_path / "other" / "u03.wav").unlink()
     with pytest.raises(run_evaluation.BadDataError, match=r"config\.evaluation: gone: .*u03"):
         train.train(run, state)
-    soon = [{"step": 0, "gone_pnmi_2": 0.0}]  # as if it had gone after the start
+    soon = [{"step": 0, "gone/pnmi/2": 0.0}]  # as if it had gone after the start
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(soon[0]) + "\n")
     _, lines = run_to_end(config)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]

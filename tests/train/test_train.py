@@ -61,7 +61,9 @@ def test_metrics_have_the_promised_names_and_values_of_their_step(straight: Any)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     promised = ["loss", "target_ppl", "pred_ppl", "grad_norm", "learning_rate", "teacher_decay"]
     promised += ["active_codes", "audio_seconds_per_second", "data_wait", "skipped", "bad_rows"]
-    promised += [f"{n}_{k}" for n in ("loss", "target_ppl", "pred_ppl", "active") for k in (1, 2)]
+    promised += [
+        f"{n}/{k}" for n in ("loss", "target_ppl", "pred_ppl", "active_codes") for k in (1, 2)
+    ]
     for line in lines:
         assert set(promised) <= set(line)
         assert line["loss"] == pytest.approx((line["loss_1"] + line["loss_2"]) / 2, rel=1e-6)

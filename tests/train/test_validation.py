@@ -155,7 +155,7 @@ def test_values_are_means_over_the_batches(manifests: tuple[Path, Path]) -> None
 
     state = TrainState(0, 0, {}, "moments", {}, None)
     values = validation.measure_set(eval_fn, state, dataset, sharding.make_mesh(), **READING)
-    assert metrics.flatten(values, (5, 6)) == {"loss": 2.0, "loss_5": 1.0, "loss_6": 5 / 3}
+    assert metrics.flatten(values, (5, 6)) == {"loss": 2.0, "loss/5": 1.0, "loss/6": 5 / 3}
     sources = open_sources(dataset.source.corpus.manifest, None)
     with pipeline.batches(sources, dataset.plan, stop=count) as batches:
         for found, expected in zip(seen, batches, strict=True):
@@ -181,21 +181,23 @@ def run_to_end(config: ConfigDict) -> tuple[Any, list[dict[str, Any]]]:
 
 
 def validated(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name.startswith(("dev_", "own_"))}
+    return {name: value for name, value in line.items() if name.startswith(("dev/", "own/"))}
 
 
 def test_every_set_is_measured_at_the_start_the_end_and_at_its_cadence(straight: Any) -> None:
     _, _, lines = straight
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
     names = ["active_codes", "loss", "masked_frames", "pred_ppl", "target_ppl"]
-    names += [f"{n}_{k}" for n in ("active", "loss", "pred_ppl", "target_ppl") for k in (1, 2)]
-    promised = {f"{dataset}_{name}" for dataset in ("dev", "own") for name in names}
+    names += [
+        f"{n}/{k}" for n in ("active_codes", "loss", "pred_ppl", "target_ppl") for k in (1, 2)
+    ]
+    promised = {f"{dataset}/{name}" for dataset in ("dev", "own") for name in names}
     for line in lines:
         assert validated(line).keys() == (promised if line["step"] % 2 == 0 else set())
         assert ("loss" in line) == (line["step"] > 0)
-    assert lines[0]["dev_loss"] == pytest.approx(np.log(8), abs=0.1)
-    assert lines[0]["dev_masked_frames"] == lines[6]["dev_masked_frames"]
-    assert lines[0]["dev_loss"] != lines[6]["dev_loss"]
+    assert lines[0]["dev/loss"] == pytest.approx(np.log(8), abs=0.1)
+    assert lines[0]["dev/masked_frames"] == lines[6]["dev/masked_frames"]
+    assert lines[0]["dev/loss"] != lines[6]["dev/loss"]
 
 
 def test_validation_changes_nothing_of_the_run(straight: Any, tmp_path: Path) -> None:
@@ -220,8 +222,8 @@ def test_the_same_state_gives_the_same_numbers_whatever_the_seed(straight: Any) 
     eval_fn = validation.make_eval_fn(train.open_run(config).step_config, sharding.make_mesh())
     for _ in range(2):
         values = validation.measure_set(eval_fn, state, dataset, sharding.make_mesh(), **READING)
-        assert {f"dev_{k}": v for k, v in metrics.flatten(values, (1, 2)).items()} == {
-            name: value for name, value in lines[6].items() if name.startswith("dev_")
+        assert {f"dev/{k}": v for k, v in metrics.flatten(values, (1, 2)).items()} == {
+            name: value for name, value in lines[6].items() if name.startswith("dev/")
         }
 
 
@@ -229,7 +231,7 @@ def test_stopped_and_resumed_gives_the_same_lines_and_keeps_the_best(
     straight: Any, tmp_path: Path, capsys: Any
 ) -> None:
     whole, state, lines = straight
-    best = next(name for name in worsening(lines) if name.startswith("dev_"))
+    best = next(name for name in worsening(lines) if name.startswith("dev/"))
     config = ConfigDict(whole.to_dict())
     config.update(workdir=str(tmp_path / "run"), steps=4)
     config.checkpoint.update(every=100, keep=1, best=best)
@@ -237,7 +239,7 @@ def test_stopped_and_resumed_gives_the_same_lines_and_keeps_the_best(
     file = tmp_path / "run" / "metrics.jsonl"
     *kept, last = metrics.read(file)
     assert validated(last)
-    last = {name: value for name, value in last.items() if not name.startswith("dev_")}
+    last = {name: value for name, value in last.items() if not name.startswith("dev/")}
     file.write_text("".join(json.dumps(line) + "\n" for line in [*kept, last]))  # a line cut short
     config.steps = 6
     resumed_state, resumed_lines = run_to_end(config)
@@ -263,11 +265,13 @@ def worsening(lines: list[dict[str, Any]]) -> list[str]:
     return [name for name in found if "masked" not in name]
 
 
-@pytest.mark.parametrize("best", ["loss", "dev_masked_frames", "dev_loss_3", "own_lost"])
+@pytest.mark.parametrize("best", ["loss", "dev/masked_frames", "dev/loss/3", "own/lost"])
 def test_the_best_in_what_nobody_measures_is_refused(straight: Any, best: str) -> None:
     config = ConfigDict(straight[0].to_dict())
     config.checkpoint.best = best
-    with pytest.raises(ValueError, match=rf"checkpoint\.best = '{best}': allowed .*own_active_2"):
+    with pytest.raises(
+        ValueError, match=rf"checkpoint\.best = '{best}': allowed .*own/active_codes/2"
+    ):
         train.open_run(config)
     config.validation = ""
     with pytest.raises(ValueError, match=r"config\.validation, which is empty"):
