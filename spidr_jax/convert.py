@@ -58,9 +58,11 @@ def to_torch_file(
         _refuse_existing(out)
         if config_file.exists() and config_file.read_text() != text:
             raise FileExistsError(f"{config_file}: is there, of another model; --force replaces it")
-    state = torch_names.student_to_torch(model.params)
-    if model.teacher is not None and model.codebooks is not None:
-        state = to_torch(model.params, model.teacher, model.codebooks)
+    if student_only:
+        state = torch_names.student_to_torch(model.arrays["params"])
+    else:
+        state = torch_names.parts_to_torch(model.arrays)
+    torch_names.check(str(source), state, model.config, student_only)
     torch_files.write(out, state | {torch_names.STEP: np.array([model.step], np.int64)})
     with replacing(config_file) as partial:
         partial.write_text(text)
@@ -114,9 +116,8 @@ def from_torch_file(
 
 def _state(file: torch_files.TorchFile) -> tuple[dict[str, Any], bool]:
     if not file.training:
-        names = ("params", "teacher", "codebooks")
-        arrays = dict(zip(names, from_torch(file.state), strict=True))
-        return {"step": np.asarray(file.step, np.int32)} | arrays, False
+        step = {"step": np.asarray(file.step, np.int32)}
+        return step | torch_names.parts_from_torch(file.state), False
     from spidr_jax.weights.torch_training import train_state
 
     return train_state(file)._asdict(), True

@@ -18,7 +18,7 @@ from spidr_jax.inference import windows
 from spidr_jax.inference.forward import Forward, JointForward, make_forward
 from spidr_jax.model import config as model_config
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.weights import load as stored
+from spidr_jax.weights.load import read
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _EPSILON = 1e-5  # of the standardisation in training
@@ -53,8 +53,8 @@ def load(
         raise ValueError(
             f"max_seconds = {max_seconds!r}: allowed is a number above {2 * windows.CONTEXT:g}"
         )
-    found = stored.read(path, model_type, student_only=True)
-    return SpeechModel(found.config, found.params, DTYPES[dtype], max_seconds, found.step)
+    found = read(path, model_type, student_only=True)
+    return SpeechModel(found.config, found.arrays["params"], DTYPES[dtype], max_seconds, found.step)
 
 
 class SpeechModel:

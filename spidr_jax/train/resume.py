@@ -10,9 +10,10 @@ import jax
 
 from spidr_jax.method.step import TrainState
 from spidr_jax.train import distributed, metrics
-from spidr_jax.train.checkpoint import Checkpoints, shapes
+from spidr_jax.train.checkpoint import Checkpoints
 from spidr_jax.train.config import changes, known
-from spidr_jax.weights import load as stored
+from spidr_jax.weights.check import named
+from spidr_jax.weights.load import read
 
 _LIBRARIES = ("spidr_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -65,26 +66,30 @@ def adopt(state: TrainState, path: str) -> TrainState:
 
     Args:
         state: as drawn.
-        path: what `stored.read` takes: a run, a checkpoint, a PyTorch file.
+        path: what `read` takes: a run, a checkpoint, a PyTorch file.
 
     Raises:
-        FileNotFoundError, ImportError: as `stored.read`.
+        FileNotFoundError, ImportError: as `read`.
         ValueError: it cannot be read, or its arrays are not those of this model.
     """
     try:
-        model = stored.read(path)
+        model = read(path)
     except (OSError, ValueError) as error:
         raise type(error)(f"config.init_from: {error}") from None
-    new = {"params": model.params, "teacher": model.teacher, "codebooks": model.codebooks}
-    old = {name: getattr(state, name) for name in new}
-    ours, theirs = shapes(old), shapes(new)
+    new = named(model.arrays)
+    old = {name: getattr(state, name) for name in model.arrays}
+    ours, theirs = ({n: x.shape for n, x in tree.items()} for tree in (named(old), new))
     if wrong := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
         first = wrong[0]
         raise ValueError(
             f"config.init_from = {path!r}: {len(wrong)} arrays do not fit config.model, the first "
             f"{first}: {theirs.get(first, 'missing')} there, {ours.get(first, 'none')} here"
         )
-    return state._replace(**jax.tree.map(lambda x, a: jax.device_put(a, x.sharding), old, new))
+    leaves, structure = jax.tree.flatten(old)
+    placed = [
+        jax.device_put(new[name], x.sharding) for name, x in zip(named(old), leaves, strict=True)
+    ]
+    return state._replace(**jax.tree.unflatten(structure, placed))
 
 
 def check_unstarted(folder: Path, every: int) -> None:

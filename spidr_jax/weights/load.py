@@ -5,12 +5,15 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spidr_jax.method.codebook import CodebookState
+import jax
+
+from spidr_jax.model import model
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.weights import orbax as orbax_files
-from spidr_jax.weights import torch_files, torch_names
+from spidr_jax.weights import orbax
+from spidr_jax.weights.check import check_arrays, named
 
 Tree = dict[str, Any]
+PARTS = ("params", "teacher", "codebooks")  # of a training state: what the model is
 
 
 class StoredModel(NamedTuple):
@@ -20,9 +23,7 @@ class StoredModel(NamedTuple):
     config: ModelConfig
     run_config: dict[str, Any]  # a run's config as far as it is known
     step: int  # finished steps
-    params: Tree
-    teacher: Tree | None  # None where only the student was asked for
-    codebooks: CodebookState | None
+    arrays: dict[str, Tree]  # PARTS, or "params" where only the student was asked for
 
 
 def read(
@@ -42,44 +43,55 @@ def read(
         ValueError: it cannot be used; the message says why in one line.
     """
     path = Path(path)
-    if path.is_dir():
-        return _read_orbax(path, student_only)
-    file = torch_files.read(path, model_type)
-    state = file.state
-    if student_only:
-        state = {n: v for n, v in state.items() if not n.startswith(("teacher.", "codebooks."))}
-    torch_names.check(str(path), state, file.config, student_only)
-    arrays: tuple[Any, ...]
-    if student_only:
-        arrays = (torch_names.student_from_torch(state), None, None)
-    else:
-        arrays = torch_names.from_torch(state)
-    return StoredModel(path, file.config, file.sections, file.step, *arrays)
+    parts = PARTS[:1] if student_only else PARTS
+    return _read_orbax(path, parts) if path.is_dir() else _read_torch(path, model_type, parts)
 
 
-def _read_orbax(path: Path, student_only: bool) -> StoredModel:
-    wanted = ("params",) if student_only else ("params", "teacher", "codebooks")
-    saved = orbax_files.read(path, wanted.__contains__)
-    if missing := [name for name in wanted if name not in saved.state]:
+def shapes(config: ModelConfig, parts: tuple[str, ...] = PARTS) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's parameters and teacher by name, as its initialiser draws them."""
+    params = jax.eval_shape(lambda key: model.init_params(config, key), jax.random.key(0))
+    drawn = {"params": params, "teacher": params["student"]}
+    return {name: x.shape for name, x in named({n: drawn[n] for n in parts if n in drawn}).items()}
+
+
+def _read_orbax(path: Path, parts: tuple[str, ...]) -> StoredModel:
+    saved = orbax.read(path, parts.__contains__)
+    if missing := [name for name in parts if name not in saved.state]:
         raise ValueError(f"{saved.path}: its state lacks {', '.join(missing)}")
     config = _model_config(saved)
-    teacher = saved.state.get("teacher")
-    codebooks = CodebookState(**saved.state["codebooks"]) if not student_only else None
-    params = saved.state["params"]
-    state = torch_names.student_to_torch(params)
-    if teacher is not None and codebooks is not None:
-        state = torch_names.to_torch(params, teacher, codebooks)
-    torch_names.check(str(saved.path), state, config, student_only)
-    return StoredModel(saved.path, config, saved.config, saved.step, params, teacher, codebooks)
+    arrays = named({name: tree for name, tree in saved.state.items() if name != "codebooks"})
+    check_arrays(str(saved.path), arrays, shapes(config, parts))
+    return StoredModel(saved.path, config, saved.config, saved.step, saved.state)
 
 
-def _model_config(saved: orbax_files.Saved) -> ModelConfig:
-    names = {field.name for field in dataclasses.fields(ModelConfig)}
-    fields = {name: value for name, value in saved.config.get("model", {}).items() if name in names}
-    if "extractor_conv_layer_config" in fields:
-        layers = fields["extractor_conv_layer_config"]
-        fields["extractor_conv_layer_config"] = tuple(tuple(layer) for layer in layers)
+def _read_torch(path: Path, model_type: str | None, parts: tuple[str, ...]) -> StoredModel:
+    from spidr_jax.weights import torch_files, torch_names  # a run of one's own needs none of it
+
+    file = torch_files.read(path, model_type)
+    state = file.state
+    if "teacher" not in parts:
+        state = {n: v for n, v in state.items() if not n.startswith(("teacher.", "codebooks."))}
+        torch_names.check(str(path), state, file.config, student_only=True)
+        arrays = {"params": torch_names.student_from_torch(state)}
+    else:
+        torch_names.check(str(path), state, file.config)
+        arrays = torch_names.parts_from_torch(state)
+    return StoredModel(path, file.config, file.sections, file.step, arrays)
+
+
+def _model_config(saved: orbax.Saved) -> ModelConfig:
+    fields = {name: _tuples(value) for name, value in saved.config.get("model", {}).items()}
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    if unknown := sorted(fields.keys() - known):
+        raise ValueError(
+            f"{saved.path}: this version of spidr_jax does not know config.model's fields "
+            f"{', '.join(unknown)}; load it with the version that trained it"
+        )
     try:
         return ModelConfig(**fields)
     except ValueError as error:
         raise ValueError(f"{saved.path}: config.model.{error}") from None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

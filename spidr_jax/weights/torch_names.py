@@ -13,6 +13,7 @@ import numpy as np
 from spidr_jax.method.codebook import CodebookState
 from spidr_jax.model import model
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.weights.check import check_arrays
 
 Tree = dict[str, Any]
 State = Mapping[str, np.ndarray]
@@ -31,6 +32,12 @@ def to_torch(params: Tree, teacher: Tree, codebooks: CodebookState) -> dict[str,
     return state
 
 
+def parts_to_torch(parts: Mapping[str, Tree]) -> dict[str, np.ndarray]:
+    """As `to_torch`, of what a run's state has read as plain dicts."""
+    codebooks = CodebookState(**parts["codebooks"])
+    return to_torch(parts["params"], parts["teacher"], codebooks)
+
+
 def student_to_torch(params: Tree) -> dict[str, np.ndarray]:
     """The student side's part of `to_torch`."""
     state = {"mask_embedding": np.asarray(params["mask_embedding"])}
@@ -47,6 +54,12 @@ def from_torch(state: State) -> tuple[Tree, Tree, CodebookState]:
     sums, counts = (_stack(state, f"codebooks.{{}}.{name}") for name in ("codebook", "counts"))
     teacher = _tree(state, ("teacher",))["teacher"]
     return student_from_torch(state), teacher, CodebookState(sums, counts)
+
+
+def parts_from_torch(state: State) -> dict[str, Tree]:
+    """As `from_torch`, by the names of a training state and in plain dicts, as read from a run."""
+    params, teacher, codebooks = from_torch(state)
+    return {"params": params, "teacher": teacher, "codebooks": codebooks._asdict()}
 
 
 def student_from_torch(state: State) -> Tree:
@@ -77,33 +90,8 @@ def check(place: str, state: State, config: ModelConfig, student_only: bool = Fa
     Raises:
         ValueError: listing what is missing, unknown or misshapen, by name.
     """
-    expected = shapes(config, student_only)
-    names = state.keys() - {STEP}
-    wrong = [
-        f"{name} is {list(state[name].shape)} and should be {list(expected[name])}"
-        for name in sorted(names & expected.keys())
-        if state[name].shape != expected[name]
-    ]
-    wrong += [
-        f"{name} is {state[name].dtype} and should be float32"
-        for name in sorted(names & expected.keys())
-        if state[name].dtype != np.float32
-    ]
-    problems = {
-        "missing": sorted(expected.keys() - names),
-        "unknown": sorted(names - expected.keys()),
-        "misshapen": wrong,
-    }
-    found = [f"{kind}: {_listed(items)}" for kind, items in problems.items() if items]
-    if found:
-        raise ValueError(
-            f"{place} does not fit its model ({config.model_type}): {'; '.join(found)}"
-        )
-
-
-def _listed(names: Collection[str], most: int = 20) -> str:
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(list(names)[:most]) + more
+    tensors = {name: value for name, value in state.items() if name != STEP}
+    check_arrays(f"{place} ({config.model_type})", tensors, shapes(config, student_only))
 
 
 def _empty(*shape: int) -> np.ndarray:

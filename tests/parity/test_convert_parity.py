@@ -79,7 +79,7 @@ def test_a_file_of_ours_loads_strictly_and_computes_the_same(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
     waveform = reference.draw_batches(pair.config.model, 1, 2, 3000)[0]["waveforms"]
-    nets, params = model.build(pair.config.model), stored.read(run).params
+    nets, params = model.build(pair.config.model), stored.read(run).arrays["params"]
     feats, _ = model.extract(nets, params, jnp.asarray(waveform))
     final, outputs = model.encode(nets, params["student"], feats)
     with torch.no_grad():
@@ -251,7 +251,7 @@ def test_the_original_dinosr_checkpoint_reads_as_the_reference_converts_it(tmp_p
     assert file.config == config
     convert.from_torch_file(tmp_path / "dinosr.ckpt", tmp_path / "run")
     back = stored.read(tmp_path / "run")
-    names = convert.to_torch(back.params, back.teacher, back.codebooks)  # type: ignore[arg-type]
+    names = torch_names.parts_to_torch(back.arrays)
     assert all(np.array_equal(names[name], file.state[name]) for name in expected)
 
 

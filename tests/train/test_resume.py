@@ -16,7 +16,8 @@ from spidr_jax import convert
 from spidr_jax.train import loop as train
 from spidr_jax.train import metrics, resume
 from spidr_jax.train.checkpoint import DamagedError
-from spidr_jax.weights import load as stored
+from spidr_jax.weights.check import named
+from spidr_jax.weights.load import read
 
 
 @pytest.fixture(scope="module")
@@ -207,13 +208,12 @@ def test_a_new_run_starts_from_other_weights(trained: Any, tmp_path: Path, kind:
         source = tmp_path / "model.safetensors"
     config = ConfigDict(trained[0].to_dict())
     config.update(workdir=str(tmp_path / "new"), init_from=str(source), seed=8)
-    state, model = start(config), stored.read(source)
+    state, model = start(config), read(source)
     assert state.step == 0
     for name in ("params", "teacher", "codebooks"):
-        ours, theirs = jax.tree.leaves(getattr(state, name)), jax.tree.leaves(getattr(model, name))
-        assert len(ours) == len(theirs) > 0
-        for a, b in zip(ours, theirs, strict=True):
-            np.testing.assert_array_equal(a, b)
+        ours, theirs = named(getattr(state, name)), named(model.arrays[name])
+        assert ours.keys() == theirs.keys() != set()
+        assert all(np.array_equal(ours[leaf], theirs[leaf]) for leaf in ours)
     assert not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
 
 

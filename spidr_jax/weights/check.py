@@ -1,0 +1,43 @@
+"""Arrays as they are and as they should be, compared by name."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their place in it, such as "params.student.layer_norm.scale"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def check_arrays(place: str, arrays: Mapping[str, np.ndarray], shapes: Shapes) -> None:
+    """Compare arrays with the shapes that they should have in float32.
+
+    Raises:
+        ValueError: listing what is missing, unknown or misshapen, by name.
+    """
+    wrong = []
+    for name in sorted(arrays.keys() & shapes.keys()):
+        array, shape = arrays[name], shapes[name]
+        if array.shape != shape:
+            wrong.append(f"{name} is {list(array.shape)} and should be {list(shape)}")
+        elif array.dtype != np.float32:
+            wrong.append(f"{name} is {array.dtype} and should be float32")
+    problems = {
+        "missing": sorted(shapes.keys() - arrays.keys()),
+        "unknown": sorted(arrays.keys() - shapes.keys()),
+        "misshapen": wrong,
+    }
+    found = [f"{kind}: {_listed(items)}" for kind, items in problems.items() if items]
+    if found:
+        raise ValueError(f"{place} does not fit its model: {'; '.join(found)}")
+
+
+def _listed(names: Collection[str], most: int = 20) -> str:
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(list(names)[:most]) + more
