@@ -1,20 +1,21 @@
-"""Run one config under several values and seeds, and compare; runnable.
+"""Plan one config under several values and seeds, and compare its runs; runnable.
 
     python -m spidr_jax.study --config C --out DIR [--vary FIELD=V1,V2,... ...] [--seeds N]
         [--set FIELD=VALUE ...] [--commands]
     python -m spidr_jax.study --out DIR
 
-Every combination of the values is a setting and has N runs, DIR/NAME, one after another; their
-output goes to DIR/NAME.log. A comma in brackets or quotes belongs to its value: --vary
-"optimizer.betas=(0.9,0.95),(0.9,0.99)". The same command goes on where it was stopped, and does
-again what failed. `--commands` runs nothing: it prints the commands of the runs that are not
-finished, for a cluster. `--out DIR` alone compares what is there.
+Every combination of the values is a setting and has N runs, DIR/NAME. A comma in brackets or
+quotes belongs to its value: --vary "optimizer.betas=(0.9,0.95),(0.9,0.99)".
 
-The table has mean ± standard deviation over the finished runs of a setting; of PNMI and ABX that
-of the layer with the best mean. DIR/study.json has them of all layers, DIR/study.csv a row a run.
+`--commands` prints the command of each run that is not finished, one a line, for a shell
+(`| sh`), several at a time (`| xargs -d '\\n' -n 1 -P 4 sh -c`), or line N of them for task N of a
+job array. A run that was stopped goes on, so the same line may be given again after a failure.
 
-Exit code: 0; 1 where a run failed; 2 where the command could not be carried out; 130 after SIGINT,
-143 after SIGTERM.
+Without it, the runs that are there are compared: mean ± standard deviation over the finished runs
+of a setting; of PNMI and ABX that of the layer with the best mean. DIR/study.json has them of all
+layers, DIR/study.csv a row a run.
+
+Exit code: 0, or 2 where the command could not be carried out.
 """
 
 import argparse
@@ -25,9 +26,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spidr_jax.data.files import replacing
 from spidr_jax.study import table
 from spidr_jax.study.plan import PlannedRun, Study, plan, read_fields, split
-from spidr_jax.study.runs import Runner, alone, outcome
+from spidr_jax.study.runs import outcome
 from spidr_jax.train import config as config_lib
 
 _FREE = ("evaluation", "evaluation_every", "evaluation_share")  # what is missing is measured later
@@ -60,9 +62,8 @@ def write(out: Path, study: Study) -> str:
     files = {"study.json": json.dumps(told, indent=2) + "\n"}
     files["study.csv"] = table.as_csv(study.runs, outcomes)
     for name, content in files.items():
-        partial = out / f"{name}.partial"
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(out / name)
+        with replacing(out / name) as partial:
+            partial.write_text(content, encoding="utf-8")
     left = [f"{name}: {status}" for name, status in results.items() if status != "finished"]
     return "\n".join([table.text(rows), *left])
 
@@ -87,25 +88,6 @@ def check_same(out: Path, study: Study) -> None:
         raise ValueError(f"--out {out} holds another study: {'; '.join(differing)}")
 
 
-def run_all(out: Path, study: Study) -> int:
-    """Run what is not finished; gives the exit code."""
-    failed = 0
-    with alone(out) as lock:
-        runner = Runner(out, lock)
-        with runner.taking_signals():
-            for number, run in enumerate(study.runs, 1):
-                head = f"run {number} of {len(study.runs)}, {run.name}"
-                if runner.stopped is None and not outcome(out, run).finished:
-                    print(f"{head}: see {out / run.name}.log", flush=True)
-                    failed += runner.run(run)
-                    write(out, study)
-                print(f"{head}: {outcome(out, run).status}", flush=True)
-        if runner.stopped is not None:
-            print("stopped; the same command goes on", flush=True)
-            return 128 + runner.stopped
-    return 1 if failed else 0
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m spidr_jax.study")
     add = parser.add_argument
@@ -114,44 +96,42 @@ def _parser() -> argparse.ArgumentParser:
     add("--vary", action="append", default=[], metavar="FIELD=V1,V2", help="may stand repeatedly")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="of all runs")
     add("--seeds", type=int, default=3, metavar="N", help="runs of each setting (default: 3)")
-    add("--commands", action="store_true", help="print the commands of the runs, run nothing")
+    add("--commands", action="store_true", help="print the commands of unfinished runs")
     return parser
 
 
-def _run(args: argparse.Namespace) -> int:
-    if args.config is None:
-        if args.vary or args.set or args.commands:
-            raise ValueError("--config is missing")
-        study = read(args.out)
-        if study is None:
-            raise ValueError(f"--out {args.out}: there is no study.json")
-        print(write(args.out, study))
-        return 0
+def _planned(args: argparse.Namespace) -> Study:
     vary = {field: split(text) for field, text in read_fields(args.vary, "--vary").items()}
-    fixed = read_fields(args.set, "--set")
-    study = plan(args.config, vary, fixed, args.seeds, str(args.out))
+    study = plan(args.config, vary, read_fields(args.set, "--set"), args.seeds, str(args.out))
     args.out.mkdir(parents=True, exist_ok=True)
     check_same(args.out, study)
+    return study
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.config is None and (args.vary or args.set or args.commands):
+        raise ValueError("--config is missing")
+    study = _planned(args) if args.config else read(args.out)
+    if study is None:
+        raise ValueError(f"--out {args.out}: there is no study.json")
     compared = write(args.out, study)
-    if args.commands:
-        left = [run for run in study.runs if not outcome(args.out, run).finished]
-        print("\n".join(shlex.join(run.command) for run in left))
-        return 0
-    code = run_all(args.out, study)
-    compared = write(args.out, study)
-    print(f"{compared}\nall of it: {args.out}/study.json, {args.out}/study.csv")
-    print(f"as curves: python -m spidr_jax.report {args.out}/*/", flush=True)
-    return code
+    if not args.commands:
+        print(compared)
+        return
+    for run in study.runs:
+        if not outcome(args.out, run).finished:
+            print(shlex.join(run.command))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command above and give its exit code."""
     args = _parser().parse_args(arguments)
     try:
-        return _run(args)
+        _run(args)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -2,15 +2,9 @@
 
 import csv
 import json
-import os
-import re
 import shlex
-import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +13,7 @@ import tiny
 
 from spidr_jax.study import __main__ as study
 from spidr_jax.study.plan import Study, plan, read_fields, resolve, split
-from spidr_jax.study.runs import alone, last_error, outcome
-from spidr_jax.train import metrics
+from spidr_jax.study.runs import outcome
 
 CONFIG = """
 import sys
@@ -220,35 +213,11 @@ def test_a_run_is_finished_when_nothing_of_it_is_missing(file: str, tmp_path: Pa
     assert outcome(tmp_path, run).status == "after step 300 of 300"  # its end is not saved
     (folder / "checkpoints" / "300").mkdir()
     assert outcome(tmp_path, run).status == "ended without tones/pnmi/2"
-    log = tmp_path / f"{run.name}.log"
-    log.write_text("warning: x\nfailed: warning: x\n")
-    assert outcome(tmp_path, run).status == "ended without tones/pnmi/2, failed: warning: x"
-    log.write_text("failed: warning: x\nmore has been done since\n")
-    assert outcome(tmp_path, run).status == "ended without tones/pnmi/2"
     more = [line(300, 1.0, 1.0, **{"tones/pnmi/2": 0.5}), line(400, 1.0, 7.0)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in more))
     found = outcome(tmp_path, run)  # somebody has trained longer: the study's step counts
     assert found.finished
     assert (found.values["loss"], found.values["tones/pnmi/2"]) == (1.0, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("step 1\nerror: bad\n  File x\n", "error: bad"),
-        ("Traceback:\n  File x\nKeyError: 3\nExtension modules: y\n\n", "KeyError: 3"),
-        ("a.b.XlaRuntimeError: full\nprocess 0 of 2: ended\n", "a.b.XlaRuntimeError: full"),
-        (
-            "F1125 06:41:48.41 9 client.h:80] died\n@ 0x7f (unknown)\n",
-            "F1125 06:41:48.41 9 client.h:80] died",
-        ),
-        ("step 1\nKilled\n", "Killed"),
-        ("x" * 400, "x" * 300),
-        ("", ""),
-    ],
-)
-def test_the_last_error_is_found(text: str, found: str) -> None:
-    assert last_error(text) == found
 
 
 # --- the folder
@@ -312,118 +281,26 @@ def test_commands_are_for_a_shell_and_touch_no_device(file: str, tmp_path: Path)
     assert f"--config.workdir={out}/optimizer.betas=_0,0_,seed=3" in found.runs[0].command
 
 
-# --- its runs
-
-
-def when(condition: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
-    """Act once, as soon as the condition is fulfilled."""
-
-    def wait() -> None:
-        end = time.monotonic() + 120
-        while not condition() and time.monotonic() < end:
-            time.sleep(0.02)
-        action()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
-
-
-NOTES_SIGNALS = """
-import signal, sys, time
-
-def note(number, _):
-    print("got", number, flush=True)
-    time.sleep(0.3)  # a second one would come by now
-    print("saved", flush=True)
-    sys.exit(130)
-
-signal.signal(signal.SIGINT, note)
-print("ready", flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_signal_goes_once_to_the_run_and_no_other_begins(
+@pytest.mark.slow
+def test_the_commands_run_in_a_shell_until_all_are_finished(
     file: str, tmp_path: Path, capsys: Any
 ) -> None:
-    found = plan(file, {}, {}, 2, str(tmp_path))
-    runs = [run._replace(command=[sys.executable, "-c", NOTES_SIGNALS]) for run in found.runs]
-    log = tmp_path / "seed=3.log"
-    ready = when(
-        lambda: log.exists() and "ready" in log.read_text(),
-        lambda: os.kill(os.getpid(), signal.SIGINT),
-    )
-    assert study.run_all(tmp_path, found._replace(runs=runs)) == 130
-    ready.join()
-    assert log.read_text() == "ready\ngot 2\nsaved\n"
-    assert not (tmp_path / "seed=4.log").exists()
-    assert "stopped; the same command goes on" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_a_killed_and_a_failing_run(
-    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    """One setting's run is killed and goes on, the other's fails by itself each time."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     out = tmp_path / "study"
-    command = ["--config", file, "--out", str(out), "--seeds", "1"]
+    command = ["--config", file, "--out", str(out), "--seeds", "1", "--set", "steps=4"]
     command += ["--vary", "init_from='',missing.pt"]
-    good, bad = plan(file, {"init_from": ["", "missing.pt"]}, {}, 1, str(out)).runs
-    started: list[subprocess.Popen[bytes]] = []
 
-    class Recorded(subprocess.Popen[bytes]):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            started.append(self)
+    def commands() -> str:
+        capsys.readouterr()
+        assert study.main([*command, "--commands"]) == 0
+        return str(capsys.readouterr().out)
 
-    monkeypatch.setattr(subprocess, "Popen", Recorded)
-    second: list[int] = []
-
-    def kill() -> None:
-        started[0].kill()
-        second.append(study.main(command))  # the folder is taken
-
-    thread = when((out / good.name / "checkpoints" / "100").exists, kill)
-    assert study.main(command) == 1
-    thread.join()
-    assert second == [2]
-    said = capsys.readouterr()
-    assert f"error: {out}: a study is at work there" in said.err
-    failure = "failed: error: config.init_from: missing.pt"
-    assert re.search(rf"{good.name}: after step \d+ of 300, failed: ended by SIGKILL: ", said.out)
-    assert f"run 2 of 2, {bad.name}: after step 0 of 300, {failure}" in said.out
-
-    assert study.main(command) == 1
-    assert f"run 1 of 2, {good.name}: finished" in capsys.readouterr().out
-    assert "goes on after step 100" in (out / f"{good.name}.log").read_text()
-    lines = metrics.read(out / good.name / "metrics.jsonl")
-    assert [line["step"] for line in lines] == list(range(301))
-    assert [line["step"] for line in lines if "tones/abx_across/2" in line] == [0, 300]
-
-    before = len(started)
-    assert study.main([*command, "--commands"]) == 0
-    assert shlex.split(capsys.readouterr().out) == bad.command
+    done = subprocess.run(["sh"], input=commands(), capture_output=True, text=True)
+    assert "error: config.init_from: missing.pt" in done.stderr
+    assert [shlex.split(line)[-2:] for line in commands().splitlines()] == [
+        ["--config.seed=3", f"--config.workdir={out}/init_from=missing.pt,seed=3"]
+    ]
     assert study.main(["--out", str(out)]) == 0
-    table = capsys.readouterr().out.splitlines()
-    assert table[1].split()[:2] == ["1", f"{lines[-1]['loss']:.3f}"]
-    assert table[2].split()[:3] == ["missing.pt", "0/1", "-"]
-    assert table[3].startswith(f"{bad.name}: after step 0 of 300, {failure}")
-    assert len(started) == before == 4
-
-
-def test_a_run_that_a_dead_study_left_behind_keeps_its_folder(tmp_path: Path) -> None:
-    with alone(tmp_path) as lock:
-        left = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
-                                pass_fds=[lock.fileno()])  # fmt: skip
-    with left:
-        with pytest.raises(ValueError, match="or a run of one that was killed"), alone(tmp_path):
-            pass
-        assert left.stdin is not None
-        left.stdin.write(b"\n")
-        left.stdin.close()
-        left.wait()
-    with alone(tmp_path):
-        pass
+    _, good, bad, left = capsys.readouterr().out.splitlines()
+    assert good.split()[0] == "1"
+    assert bad.split()[:3] == ["missing.pt", "0/1", "-"]
+    assert left.startswith("init_from=missing.pt,seed=3: ")
