@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from spidr_jax.ops import platform as backend
-
 Array = jax.Array | np.ndarray
 
 
@@ -53,35 +51,8 @@ def totals(targets: jax.Array, assignments: jax.Array) -> CodebookState:
         targets: float32 [K, N, D].
         assignments: float32 [K, N, V], one-hot codes, all zero for frames that do not count.
     """
-    product = _product_of_parts if backend.kind() == "gpu" else _product
-    return CodebookState(product(assignments, targets), assignments.sum(axis=1))
-
-
-def _product(assignments: jax.Array, targets: jax.Array) -> jax.Array:
-    return jnp.einsum("knv,knd->kvd", assignments, targets, precision=lax.Precision.HIGHEST)
-
-
-def _product_of_parts(assignments: jax.Array, targets: jax.Array) -> jax.Array:
-    """The same on tensor cores: bfloat16 holds ones and zeros, and targets in three parts."""
-    parts = jnp.concatenate(split(targets), axis=-1)  # [K, N, 3 D]
-    sums = jnp.einsum(
-        "knv,knd->kvd", assignments.astype(parts.dtype), parts, preferred_element_type=jnp.float32
-    )
-    high, middle, low = jnp.split(sums, 3, axis=-1)
-    return high + (middle + low)
-
-
-def split(x: jax.Array) -> list[jax.Array]:
-    """Three bfloat16 arrays that add up to float32 x, the largest first.
-
-    Exactly so for 2**-100 < abs(x) < 2**127, and for zero.
-    """
-    parts = []
-    for _ in range(3):
-        part = lax.reduce_precision(x, 8, 7)  # XLA may take x itself for a conversion and back
-        parts.append(part.astype(jnp.bfloat16))
-        x = x - part
-    return parts
+    sums = jnp.einsum("knv,knd->kvd", assignments, targets, precision=lax.Precision.HIGHEST)
+    return CodebookState(sums, assignments.sum(axis=1))
 
 
 def update(state: CodebookState, batch: CodebookState, decay: float) -> CodebookState:

@@ -10,11 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from spidr_jax.model.checks import check_fields, is_integer
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.ops import platform as backend
 
 SCHEDULES = ("tristage", "cosine", "rsqrt", "constant")
 FROZEN_MODULES = ("feature_extractor", "feature_projection")
@@ -98,34 +96,10 @@ def learning_rate(config: OptimizerConfig, step: jax.Array) -> jax.Array:
     return config.lr * scale
 
 
-def global_norm(tree: Tree) -> jax.Array:
-    """The norm of all arrays of a tree as one vector."""
-    if backend.kind() != "gpu":
-        return optax.tree.norm(tree)
-    # rows' sums first, then one sum; without a barrier XLA makes it two small kernels an array
-    squares = [jnp.square(x) for x in jax.tree.leaves(tree)]
-    rows = [x if x.ndim < 2 else x.sum(axis=-1) for x in squares]
-    return jnp.sqrt(lax.optimization_barrier(jnp.concatenate([x.ravel() for x in rows])).sum())
-
-
-def _clip(max_norm: float) -> optax.GradientTransformation:
-    """Scale updates down to a global norm."""
-
-    def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
-        norm = global_norm(updates)
-
-        def clip(x: jax.Array) -> jax.Array:
-            return jnp.where(norm < max_norm, x, x / norm * max_norm)
-
-        return jax.tree.map(clip, updates), state
-
-    return optax.GradientTransformation(optax.init_empty_state, update)
-
-
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Clipping to a global norm and AdamW, short of the learning rate: apply `-lr * update`."""
     return optax.chain(
-        _clip(config.max_norm),
+        optax.clip_by_global_norm(config.max_norm),
         optax.scale_by_adam(*config.betas, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay),
     )

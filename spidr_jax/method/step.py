@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from spidr_jax.method import codebook, loss, masking, optim, teacher
 from spidr_jax.method.codebook import CodebookState
@@ -129,7 +130,7 @@ def make_train_step(
         moved = teacher.update(
             state.teacher, params["student"], ema_rate, config.teacher.exclude_layers
         )
-        grad_norm = optim.global_norm(gradient)
+        grad_norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(codebooks.sums).all()
         new = (params, opt_state, moved, codebooks)
         old = (state.params, state.opt_state, state.teacher, state.codebooks)
