@@ -1,5 +1,6 @@
 """Checkpoints of a run: state, data position and config, with Orbax."""
 
+import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from spidr_jax.eval.metrics import describe, parse_key
 from spidr_jax.train import distributed
-from spidr_jax.weights import orbax as orbax_files
 
 
 class DamagedError(ValueError):
@@ -81,20 +81,17 @@ class Checkpoints:
         if step is None:
             return None
         metrics = self._manager.metrics(step) or {}
-        return None if self._score(metrics) == -math.inf else (step, metrics[self._best])
+        return (step, metrics[self._best]) if self._best in metrics else None
 
     def improves(self, metrics: Mapping[str, float]) -> bool:
         """Whether a checkpoint with these metrics would be the best, as `best` finds it."""
-        score = self._score(metrics)
-        if score == -math.inf:
-            return False
         best = self.best()
-        return best is None or score > self._score({self._best: best[1]})
+        return self._score(metrics) > self._score({self._best: best[1]} if best else {})
 
     def _score(self, metrics: Mapping[str, float]) -> float:
         """How good a checkpoint is, the worst where its metrics do not say."""
-        value = metrics.get(self._best, math.nan)
-        if not math.isfinite(value):
+        value = metrics.get(self._best)
+        if value is None:
             return -math.inf
         lower = describe(parse_key(self._best).name).direction == "lower"
         return -value if lower else value
@@ -128,7 +125,8 @@ class Checkpoints:
         )
         self._saving = step
         with _as_os_error(f"checkpoint {step} was not written"):
-            self._manager.save(step, args=items, metrics=metrics or {})
+            finite = {name: x for name, x in (metrics or {}).items() if math.isfinite(x)}
+            self._manager.save(step, args=items, metrics=finite)
 
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The data position and the config that a checkpoint was saved with.
@@ -138,29 +136,30 @@ class Checkpoints:
         """
         with self._naming_damage(step):
             data, config = (
-                orbax_files.read_json(self.folder / str(step) / name / "metadata")
+                _read_json(self.folder / str(step) / name / "metadata")
                 for name in ("data", "config")
             )
         return data, config
 
     def restore(self, step: int, target: Any) -> Any:
-        """The state of a checkpoint, in the structure, types and shardings of `target`.
+        """The state of a checkpoint; each process reads the parts of its devices.
+
+        Args:
+            step: of the checkpoint.
+            target: shapes, types and shardings.
 
         Raises:
             DamagedError: a file of it is missing or damaged.
-            ValueError: its parameters have other shapes.
+            ValueError: its arrays have other shapes.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-        items = ocp_args.Composite(state=ocp_args.StandardRestore(abstract))
-        if jax.process_index() == 0:  # Orbax would only say that something is wrong
-            with self._naming_damage(step):
-                saved = orbax_files.read(self.folder / str(step), lambda name: True)
-            _check_shapes(step, saved.state["params"], target.params)
+        folder = self.folder / str(step) / "state"
         with self._naming_damage(step):
-            state = self._manager.restore(step, args=items)["state"]
-            if len(jax.tree.leaves(state)) != len(jax.tree.leaves(target)):
-                raise ValueError("it lacks arrays that the config needs (config.freeze_step?)")
-        return state
+            _read_json(folder / "_METADATA")  # Orbax would not name it
+            saved = ocp.StandardCheckpointHandler().metadata(folder).tree
+        _check_shapes(step, saved, target)
+        items = ocp_args.Composite(state=ocp_args.StandardRestore(target))
+        with self._naming_damage(step):
+            return self._manager.restore(step, args=items)["state"]
 
     def set_aside(self, after: int) -> list[int]:
         """Move the checkpoints after step `after` to the folder `set_aside` beside; give them."""
@@ -210,7 +209,7 @@ class Checkpoints:
             earlier = [str(other) for other in self.steps() if other < step]
             others = " or ".join(earlier) if earlier else "0, a new start"
             raise DamagedError(
-                f"checkpoint {step} cannot be used: {' '.join(str(error).split())[:500]}; "
+                f"checkpoint {step} cannot be used: {_reason(error)}; "
                 f"move {self.folder / str(step)} away, or --config.resume_step goes on from an "
                 f"earlier one: {others}"
             ) from error
@@ -223,15 +222,34 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _check_shapes(step: int, saved: Any, wanted: Any) -> None:
-    there, here = shapes(saved), shapes(wanted)
+    there, here = (
+        {".".join(map(str, name)): leaf.shape for name, leaf in ocp.tree.to_flat_dict(tree).items()}
+        for tree in (saved, wanted)
+    )
     other = [name for name in here if there.get(name) != here[name]]
     if other:
         name = other[0]
         raise ValueError(
-            f"checkpoint {step} does not fit config.model: {len(other)} arrays, the first {name}, "
-            f"{there.get(name, 'missing')} there and {here[name]} here. allow_changes cannot "
-            "change shapes: undo that, or start a new run in another config.workdir"
+            f"checkpoint {step} does not fit the config (config.model, config.freeze_step): "
+            f"{len(other)} arrays, the first {name}, {there.get(name, 'missing')} there and "
+            f"{here[name]} here. allow_changes cannot change shapes: undo that, or start a new "
+            "run in another config.workdir"
         )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged: {error}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """One line of what Orbax passes on, with the file or else the array that it names."""
+    text = str(error)
+    named = re.findall(r'local file "([^"]+[^/"])"', text) or re.findall(r"'path': '(.+)/'", text)
+    first = " ".join(text.split())[:300]
+    return f"{first.split(':')[0]}: {named[-1]}" if named else first
 
 
 def _num_bytes(state: Any) -> int:

@@ -181,7 +181,7 @@ def train(run: Run, state: TrainState) -> int:
         saved = run.checkpoints.latest()
         best = run.checkpoints.best()
     if stop.error:
-        distributed.shutdown()  # the others have no error: only after they have left may this one fail
+        distributed.shutdown()  # the others have no error: this one may fail when they have left
         raise stop.error
     if distributed.is_first():
         progress.conclude(run.folder, int(state.step), steps, saved, best)

@@ -76,7 +76,7 @@ def stop_on_signals() -> Iterator[Stop]:
     stop, several = Stop(), jax.distributed.is_initialized()
 
     def note(number: int, _: Any) -> None:
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
         stop.signal = number
         with contextlib.suppress(OSError):  # print is not made for handlers of signals
             os.write(2, b"asked to stop: as soon as all can; once more ends at once\n")

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from spidr_jax.data.plan import Plan
 from spidr_jax.method.step import StepConfig
-from spidr_jax.train import distributed, phases, sharding
+from spidr_jax.train import distributed, phases, sharding, watchdog
 
 LOOKAHEAD = 2_000  # steps of the plan that are searched for the shapes needed next
 FREEZE_AHEAD = 1_000  # steps before the frozen phase at which its programs are begun
@@ -48,6 +48,7 @@ class Programs:
     ) -> None:
         """Leave out what is not begun, and wait for what is: a compilation cannot be stopped."""
         if any(future.running() for future in self._futures.values()):
+            watchdog.beat(watchdog.SLOW_SECONDS)
             distributed.print0("waiting for a compilation to end")
         self._thread.shutdown(cancel_futures=True)
 

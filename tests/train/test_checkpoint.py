@@ -1,6 +1,8 @@
-"""Which checkpoints stay on disk."""
+"""Which checkpoints stay on disk, and what is read of them."""
 
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from group import environment
 
 from spidr_jax.train.checkpoint import Checkpoints
 
@@ -123,3 +126,32 @@ def test_a_save_that_fails_in_the_background_does_not_cost_the_best(tmp_path: Pa
         assert opened.latest() == 2
         save(opened, 5, **{"dev/loss": 3.0})
     assert steps(tmp_path) == [1, 5]
+
+
+RESTORED = """
+import sys
+from pathlib import Path
+import jax
+import numpy as np
+from spidr_jax.train.checkpoint import Checkpoints
+
+mesh = jax.make_mesh((8,), ("data",))
+rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+values = np.arange(80_000, dtype=np.float32).reshape(80, 1000)
+checkpoints = Checkpoints(Path(sys.argv[1]), keep=1)
+checkpoints.save(1, {"w": jax.device_put(values, rows)}, {}, {})
+checkpoints.wait()
+sizes, put = [], jax.device_put
+jax.device_put = lambda x, *args, **options: sizes.append(np.size(x)) or put(x, *args, **options)
+target = {"w": jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=rows)}
+restored = checkpoints.restore(1, target)["w"]
+assert sizes == [10_000] * 8, sizes
+assert restored.sharding == rows
+np.testing.assert_array_equal(restored, values)
+"""
+
+
+def test_each_device_is_given_its_part_and_no_host_the_whole(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-c", RESTORED, str(tmp_path)], env=environment(8), check=True, timeout=120
+    )

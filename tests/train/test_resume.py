@@ -121,7 +121,7 @@ def test_a_frozen_checkpoint_does_not_go_on_unfrozen(trained: Any, tmp_path: Pat
     run = train.open_run(config)
     train.train(run, train.build_state(run))
     config.update(freeze_step=1000, steps=9)
-    with pytest.raises(DamagedError, match=r"lacks arrays that the config needs .*freeze_step"):
+    with pytest.raises(ValueError, match=r"does not fit .*config\.freeze_step.* missing there"):
         start(config)
 
 
