@@ -37,6 +37,9 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.model_type = "spidr"
+    config.model.frontend = "conv"
+    config.model.encoder_layer = "transformer"
+    config.model.head = "linear"
     config.model.extractor_mode = "layer_norm"
     config.model.extractor_conv_bias = False
     config.model.extractor_conv_layer_config = CONV_LAYERS  # (channels, kernel, stride), ...

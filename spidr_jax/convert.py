@@ -18,7 +18,7 @@ import numpy as np
 
 from spidr_jax.data.files import making_folder, replacing
 from spidr_jax.weights import load as stored
-from spidr_jax.weights import torch_files, torch_names
+from spidr_jax.weights import register, torch_files, torch_names
 from spidr_jax.weights.reference_config import MODEL_TYPES, to_reference
 from spidr_jax.weights.torch_names import from_torch, to_torch
 
@@ -158,12 +158,14 @@ def _parser() -> argparse.ArgumentParser:
     back.add_argument("--model-type", choices=MODEL_TYPES, help="where config.json is silent")
     for command in (out, back):
         command.add_argument("--force", action="store_true", help="replace what lies there")
+        register.add_option(command)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one of the commands above and give its exit code."""
     args = vars(_parser().parse_args(arguments))
+    del args["register"]  # done
     convert = to_torch_file if args.pop("command") == "to-torch" else from_torch_file
     try:
         print(convert(args.pop("source"), args.pop("out"), **args))

@@ -4,6 +4,7 @@
         [--layers all|5,6] [--kinds features,codebooks,units] [--kmeans K] [--mfcc] [--out F.json]
         [--kmeans-manifest M] [--context within|any] [--max-size-group N] [--max-x-across N]
         [--seed N] [--precision float32|bfloat16] [--batch-seconds N] [--model-type spidr|dinosr]
+        [--register FILE.py]
 
 Units are measured against the phones of the alignment (PNMI, purities, perplexity, bitrate), and
 all outputs by ABX on the items, within and across speakers: features and codebook probabilities by
@@ -32,6 +33,7 @@ from spidr_jax.inference.datasets import open_set
 from spidr_jax.inference.forward import KINDS, layers_of, make_joint_forward
 from spidr_jax.inference.outputs import AbxOptions, EvaluationSet
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.weights import register
 from spidr_jax.weights.reference_config import MODEL_TYPES
 
 _Found = tuple[list[Measured], dict[str, int]]  # numbers, and counts of the items
@@ -169,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-seconds", type=float, help="of a batch (default: 20 on a CPU, else 240)")
     add("--model-type", choices=MODEL_TYPES, help="for a .pt file that does not say it")
     add("--out", type=Path, metavar="F.json", help="the same numbers, and more")
+    register.add_option(parser)
     return parser
 
 

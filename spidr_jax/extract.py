@@ -3,6 +3,7 @@
     python -m spidr_jax.extract --checkpoint C --manifest M --out DIR --kind units --layers 6
         [--dedup] [--name NAME] [--format npy|pt] [--precision float32|bfloat16]
         [--batch-seconds N] [--jobs N] [--model-type spidr|dinosr] [--force]
+        [--register FILE.py]
 
 Units become lines `{"file": id, "audio": id, "units": [...]}` of DIR/units/LAYER/NAME.jsonl (NAME
 is the manifest's unless given), in order of length; features and codebooks arrays [frames, dim],
@@ -26,8 +27,8 @@ from spidr_jax.inference import model as inference
 from spidr_jax.inference import windows
 from spidr_jax.inference import writers as extract_files
 from spidr_jax.inference.forward import KINDS
-from spidr_jax.model.config import num_frames
 from spidr_jax.train import sharding
+from spidr_jax.weights import register
 from spidr_jax.weights.reference_config import MODEL_TYPES
 
 
@@ -87,7 +88,7 @@ def _readable(
             pcm = audio.read_pcm(rows[index])
         except audio.AudioError as error:
             return str(error)
-        if num_frames(len(pcm), model.config.extractor_conv_layer_config) < 1:
+        if model.num_frames(len(pcm)) < 1:
             return f"{rows[index].place}: {len(pcm)} samples are too short for a frame"
         return pcm
 
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=0, help="threads that decode (default: one a core)")
     add("--model-type", choices=MODEL_TYPES, help="for a .pt file that does not say it")
     add("--force", action="store_true", help="replace what an earlier extraction left")
+    register.add_option(parser)
     return parser
 
 

@@ -6,7 +6,8 @@ computed twice counts twice. B batch, S samples, T frames, D model width, K code
 
 from typing import NamedTuple
 
-from spidr_jax.model.config import ModelConfig, num_frames
+from spidr_jax.model.config import ModelConfig
+from spidr_jax.model.frontend import conv_framing
 
 
 class Arithmetic(NamedTuple):
@@ -35,11 +36,11 @@ def count_parts(model: ModelConfig, rows: int, samples: int, frozen: bool) -> di
         (all its layers), and one layer's "attention".
     """
     layers, width = model.extractor_conv_layer_config, model.encoder_embed_dim
-    frames = num_frames(samples, layers)
+    frames = model.framing.num_frames(samples)
     tokens = rows * frames
     convolutions, channels, length = [], 1, samples
     for features, kernel, stride in layers:
-        length = num_frames(length, ((features, kernel, stride),))
+        length = conv_framing(((features, kernel, stride),)).num_frames(length)
         convolutions.append(2 * rows * length * kernel * channels * features)
         channels = features
     projection = 2 * tokens * channels * width

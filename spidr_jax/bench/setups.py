@@ -8,7 +8,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from spidr_jax.method.step import StepConfig
-from spidr_jax.model.config import num_frames
 from spidr_jax.train import config as config_lib
 from spidr_jax.train import config_file
 
@@ -26,7 +25,7 @@ class Setup(NamedTuple):
     @property
     def frames(self) -> int:
         """Frames of an utterance."""
-        return num_frames(self.samples, self.step_config.model.extractor_conv_layer_config)
+        return self.step_config.model.framing.num_frames(self.samples)
 
 
 def load(

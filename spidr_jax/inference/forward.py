@@ -74,14 +74,9 @@ def _output(
     kind: str,
     layers: tuple[int, ...],
 ) -> jax.Array:
-    chosen = [outputs[layer - 1] for layer in layers]
     if kind == "features":
-        return jnp.stack(chosen).astype(jnp.float32)
-    first = layers_of(nets.encoder.config, kind)[0]
-    indices = jnp.array([layer - first for layer in layers])
-    heads = jax.tree.map(lambda x: x[indices], params["heads"])
-    some = nets._replace(heads=nets.heads.clone(num_codebooks=len(layers)))
-    logits = model.predict(some, params | {"heads": heads}, final, chosen)
+        return jnp.stack([outputs[layer - 1] for layer in layers]).astype(jnp.float32)
+    logits = model.predict(nets, params, final, outputs, layers)
     return jnp.argmax(logits, axis=-1) if kind == "units" else jax.nn.softmax(logits)
 
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from spidr_jax.inference import windows
 from spidr_jax.inference.forward import Forward, JointForward, make_forward
-from spidr_jax.model import config as model_config
 from spidr_jax.model.config import ModelConfig
 from spidr_jax.weights.load import read
 
@@ -112,7 +111,7 @@ class SpeechModel:
 
     def num_frames(self, num_samples: Any) -> Any:
         """Frames of so many samples (int or integer array)."""
-        return model_config.num_frames(num_samples, self.config.extractor_conv_layer_config)
+        return self.config.framing.num_frames(num_samples)
 
     def forward(self, kind: str, layers: tuple[int, ...]) -> Forward:
         """The jitted function for these layers, made once; see `forward.make_forward`."""
@@ -233,7 +232,7 @@ def _pieces(
     utterances: Iterable[Utterance], config: ModelConfig, max_samples: int
 ) -> Iterator[_Piece]:
     for key, waveform in utterances:
-        cuts = windows.cut(len(waveform), config.extractor_conv_layer_config, max_samples)
+        cuts = windows.cut(len(waveform), config.framing, max_samples)
         for i, window in enumerate(cuts):
             samples = waveform[window.start : window.stop]
             yield _Piece(key, samples, window, i == len(cuts) - 1)

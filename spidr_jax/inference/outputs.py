@@ -22,7 +22,7 @@ from spidr_jax.eval.results import Measured
 from spidr_jax.inference import model as inference
 from spidr_jax.inference.forward import JointForward
 from spidr_jax.model import model
-from spidr_jax.model.config import ModelConfig, num_frames
+from spidr_jax.model.config import ModelConfig
 
 MFCC = "MFCC"
 _TITLE = "evaluate"
@@ -128,7 +128,7 @@ def of_model(
 
     def standardised(row: Row) -> np.ndarray:
         pcm = audio.read_pcm(row)
-        if num_frames(len(pcm), config.extractor_conv_layer_config) < 1:
+        if config.framing.num_frames(len(pcm)) < 1:
             raise ValueError(f"{row.place}: {len(pcm)} samples are too short for a frame")
         return audio.standardised(pcm)
 

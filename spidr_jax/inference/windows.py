@@ -13,14 +13,13 @@ of the group_norm extractor is over the window.
 import math
 from typing import NamedTuple
 
-from spidr_jax.model.config import num_frames
+from spidr_jax.model.config import Framing
 
 SAMPLE_RATE = 16_000
 CONTEXT = 2.0  # seconds
 MAX_SECONDS = 40.0
 _STEPS = 4  # lengths in an octave: at most a quarter of a window is padding, a ninth on average
 _SHORTEST = 4_096
-ConvLayers = tuple[tuple[int, int, int], ...]
 
 
 class Window(NamedTuple):
@@ -32,20 +31,18 @@ class Window(NamedTuple):
     frames: int
 
 
-def cut(num_samples: int, conv_layers: ConvLayers, max_samples: int) -> list[Window]:
+def cut(num_samples: int, framing: Framing, max_samples: int) -> list[Window]:
     """Cut an utterance of `num_samples` by the rule above.
 
     Raises:
         ValueError: `max_samples` leaves no room between the contexts.
     """
-    total = int(num_frames(num_samples, conv_layers))
+    total = framing.num_frames(num_samples)
     if num_samples <= max_samples:
         return [Window(0, num_samples, 0, total)]
-    stride, field = math.prod(layer[2] for layer in conv_layers), 1
-    for _, kernel, hop in reversed(conv_layers):
-        field = (field - 1) * hop + kernel
-    context = math.ceil(CONTEXT * SAMPLE_RATE / stride)
-    inner = int(num_frames(max_samples, conv_layers)) - 2 * context
+    hop = framing.hop
+    context = math.ceil(CONTEXT * SAMPLE_RATE / hop)
+    inner = framing.num_frames(max_samples) - 2 * context
     if inner < 1:
         raise ValueError(
             f"max_seconds = {max_samples / SAMPLE_RATE:g}: allowed is more than {2 * CONTEXT:g}"
@@ -55,8 +52,8 @@ def cut(num_samples: int, conv_layers: ConvLayers, max_samples: int) -> list[Win
     for i in range(parts):
         begin, end = i * total // parts, (i + 1) * total // parts
         low, high = max(0, begin - context), min(total, end + context)
-        stop = num_samples if high == total else (high - 1) * stride + field
-        windows.append(Window(low * stride, stop, begin - low, end - begin))
+        stop = num_samples if high == total else (high - 1) * hop + framing.receptive_field
+        windows.append(Window(low * hop, stop, begin - low, end - begin))
     return windows
 
 

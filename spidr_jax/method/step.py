@@ -19,8 +19,8 @@ from spidr_jax.method.masking import MaskingConfig
 from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.teacher import TeacherConfig
 from spidr_jax.model import model
-from spidr_jax.model.config import ModelConfig, num_frames
-from spidr_jax.ops.dropout import Noise
+from spidr_jax.model.config import ModelConfig
+from spidr_jax.model.noise import Noise
 from spidr_jax.ops.norms import instance_norm
 
 Batch = dict[str, jax.Array]
@@ -161,10 +161,10 @@ def make_eval_step(config: StepConfig) -> Callable[[TrainState, Batch, jax.Array
 
 def _mask(config: StepConfig, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
     """The batch with its `mask`, given or drawn, and the number of masked frames."""
-    layers = config.model.extractor_conv_layer_config
+    framing = config.model.framing
     rows, samples = batch["waveforms"].shape
-    lengths = num_frames(batch.get("lengths", jnp.full(rows, samples)), layers)
-    frames = num_frames(samples, layers)
+    lengths = framing.num_frames(batch.get("lengths", jnp.full(rows, samples)))
+    frames = framing.num_frames(samples)
     mask = batch.get("mask")
     if mask is None:
         mask = masking.sample_spans(key, frames, lengths, config.masking)

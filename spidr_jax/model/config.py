@@ -1,22 +1,44 @@
 """The architecture's numbers, under the reference's names."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from spidr_jax.model.checks import check_fields, is_integer
 
 CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 
 
+class Framing(NamedTuple):
+    """Where the frames of a front end lie.
+
+    Attributes:
+        hop: samples from a frame to the next.
+        receptive_field: samples that a frame is made of.
+    """
+
+    hop: int
+    receptive_field: int
+
+    def num_frames(self, num_samples: Any) -> Any:
+        """Frames of a number of samples (int or integer array); not above 0: too few for one."""
+        return (num_samples - self.receptive_field) // self.hop + 1
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Architecture of a SpidR or DinoSR model, under the reference's field names.
+
+    `frontend`, `encoder_layer` and `head` are names in `FRONTENDS`, `LAYERS` and `HEADS`.
 
     Raises:
         ValueError: a value is not usable; the message names field, value and what is allowed.
     """
 
     model_type: str = "spidr"
+    frontend: str = "conv"
+    encoder_layer: str = "transformer"
+    head: str = "linear"
     extractor_mode: str = "layer_norm"
     extractor_conv_bias: bool = False
     extractor_conv_layer_config: tuple[tuple[int, int, int], ...] = CONV_LAYERS
@@ -44,6 +66,9 @@ class ModelConfig:
             self.extractor_mode in ("layer_norm", "group_norm"),
             "layer_norm or group_norm",
         )
+        for name, choices in self._choices().items():
+            allowed = f"{', '.join(choices)}, or a name that a file given to --register adds"
+            self._check(name, getattr(self, name) in choices, allowed)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is float:
@@ -68,16 +93,23 @@ class ModelConfig:
     def _check(self, name: str, ok: bool, allowed: str) -> None:
         check_fields(self, [(name, ok, allowed)])
 
+    def _choices(self) -> dict[str, Mapping[str, Any]]:
+        from spidr_jax.model import encoder, frontend, heads  # which need this module
+
+        return {
+            "frontend": frontend.FRONTENDS,
+            "encoder_layer": encoder.LAYERS,
+            "head": heads.HEADS,
+        }
+
+    @property
+    def framing(self) -> Framing:
+        """Where the front end's frames lie."""
+        return self._choices()["frontend"][self.frontend].framing(self)
+
     @property
     def codebook_layers(self) -> tuple[int, ...]:
         """Layer numbers (from 1) that have a codebook and a head: the last K."""
         return tuple(
             range(self.encoder_num_layers - self.num_codebooks + 1, self.encoder_num_layers + 1)
         )
-
-
-def num_frames(num_samples: Any, conv_layers: tuple[tuple[int, int, int], ...]) -> Any:
-    """Frames that the convolutions give for a number of samples (int or integer array)."""
-    for _, kernel, stride in conv_layers:
-        num_samples = (num_samples - kernel) // stride + 1
-    return num_samples

@@ -5,6 +5,7 @@ Source: SpidR (arXiv 2512.20308), data2vec for the positional convolution.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,13 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.model.noise import Noise, at
 from spidr_jax.model.norm import LayerNorm
 from spidr_jax.ops.attention import attention
-from spidr_jax.ops.dropout import Noise, dropout
+from spidr_jax.ops.dropout import dropout
 from spidr_jax.ops.grouped_conv import grouped_conv
 from spidr_jax.ops.norms import gelu, layer_norm_gelu, uniform_init
-
-LAYER_PLACES = 4  # of a layer that drop: attention's weights, its output, GELU, the layer's output
 
 
 class GroupedConv(nn.Module):
@@ -114,14 +114,22 @@ class TransformerLayer(nn.Module):
         norm_1 = LayerNorm(name="layer_norm")
         norm_2 = LayerNorm(name="final_layer_norm")
         rate = self.config.encoder_dropout
-        places = [None if seeds is None else seeds[:, i] for i in range(LAYER_PLACES)]
+        weights, hidden = at(seeds, "attention_weights"), at(seeds, "hidden")
+        attended, final = at(seeds, "attention"), at(seeds, "feed_forward")
         if self.config.encoder_layer_norm_first:
-            x = x + dropout(attend(norm_1(x), frame_mask, places[0]), places[1], rate)
-            output = feed_forward(norm_2(x), places[2])
-            return x + dropout(output, places[3], rate), output
-        x = norm_1(attend(x, frame_mask, places[0]), x, places[1], rate)
-        output = feed_forward(x, places[2])
-        return norm_2(output, x, places[3], rate), output
+            x = x + dropout(attend(norm_1(x), frame_mask, weights), attended, rate)
+            output = feed_forward(norm_2(x), hidden)
+            return x + dropout(output, final, rate), output
+        x = norm_1(attend(x, frame_mask, weights), x, attended, rate)
+        output = feed_forward(x, hidden)
+        return norm_2(output, x, final, rate), output
+
+
+# A name for config.model.encoder_layer, and what makes the module, given config, dtype and name.
+# It is called with x [B, T, D], the mask of valid frames (bool [B, T]; None) and the layer's seeds
+# (uint32 [B, 2]; None), of which `noise.at` makes those of each of its sites that drop. It gives
+# the residual stream [B, T, D] and the layer's representation [B, T, D].
+LAYERS: dict[str, Callable[..., nn.Module]] = {"transformer": TransformerLayer}
 
 
 class Encoder(nn.Module):
@@ -140,7 +148,7 @@ class Encoder(nn.Module):
         Args:
             x: [B, T, D].
             frame_mask: bool [B, T], true at valid frames; None if all are.
-            noise: for dropout (1 + LAYER_PLACES * L places) and layer drop; None for neither.
+            noise: for dropout and layer drop; None for neither.
 
         Returns:
             The final residual stream [B, T, D], and for each of the L layers its representation:
@@ -152,14 +160,15 @@ class Encoder(nn.Module):
         x = x + PositionalConv(cfg, self.dtype, name="pos_conv_embed")(x, frame_mask)
         if not cfg.encoder_layer_norm_first:
             x = norm(x)
-        x = dropout(x, None if seeds is None else seeds[:, 0], cfg.encoder_dropout)
-        layer_class = nn.remat(TransformerLayer) if self.remat else TransformerLayer
+        x = dropout(x, at(seeds, "pos_conv_embed"), cfg.encoder_dropout)
+        layer_class: Any = LAYERS[cfg.encoder_layer]
+        layer_class = nn.remat(layer_class) if self.remat else layer_class
         outputs = []
         for i in range(cfg.encoder_num_layers):
-            layer = layer_class(cfg, self.dtype, name=f"layers_{i}")
-            first = 1 + i * LAYER_PLACES
-            places = None if seeds is None else seeds[:, first : first + LAYER_PLACES]
-            layer_x, output = layer(x, frame_mask, places)
+            name = f"layers_{i}"
+            layer_x, output = layer_class(cfg, self.dtype, name=name)(
+                x, frame_mask, at(seeds, name)
+            )
             if cfg.encoder_layer_drop > 0 and noise is not None:
                 layer_x = jnp.where(noise.kept[i], layer_x, x)
             x = layer_x

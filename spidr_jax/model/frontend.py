@@ -12,10 +12,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from spidr_jax.model.config import ModelConfig, num_frames
+from spidr_jax.model.config import Framing, ModelConfig
 from spidr_jax.model.norm import LayerNorm
 from spidr_jax.ops.first_layer import first_layer, own_kernel
 from spidr_jax.ops.norms import gelu, instance_norm, uniform_init
+
+
+def conv_framing(layers: tuple[tuple[int, int, int], ...]) -> Framing:
+    """Where the frames of convolutions without padding, (channels, kernel, stride), lie."""
+    field = 1
+    for _, kernel, stride in reversed(layers):
+        field = (field - 1) * stride + kernel
+    return Framing(math.prod(stride for _, _, stride in layers), field)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -103,12 +111,26 @@ class ConvLayerBlock(nn.Module):
         return gelu(x)
 
 
-class FeatureExtractor(nn.Module):
-    """Waveforms [B, S] -> features [B, T, C]; the published layers give a frame per 320 samples."""
+class Frontend(nn.Module):
+    """What a front end is built from, and what it says of its frames."""
 
     config: ModelConfig
     dtype: Any
     remat: bool = False
+
+    @staticmethod
+    def framing(config: ModelConfig) -> Framing:
+        """Where its frames lie."""
+        raise NotImplementedError
+
+
+class FeatureExtractor(Frontend):
+    """Convolutions without padding; the published layers give a frame per 320 samples."""
+
+    @staticmethod
+    def framing(config: ModelConfig) -> Framing:
+        """Where its frames lie."""
+        return conv_framing(config.extractor_conv_layer_config)
 
     @nn.compact
     def __call__(self, waveforms: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
@@ -121,8 +143,9 @@ class FeatureExtractor(nn.Module):
                 norm = "none"
             frame_mask = None
             if norm == "group_norm" and lengths is not None:
-                frames = num_frames(x.shape[1], layers[:1])
-                frame_mask = jnp.arange(frames) < num_frames(lengths, layers[:1])[:, None]
+                first = conv_framing(layers[:1])
+                frames = jnp.arange(first.num_frames(x.shape[1]))
+                frame_mask = frames < first.num_frames(lengths)[:, None]
             block = block_class(
                 channels,
                 kernel,
@@ -135,6 +158,11 @@ class FeatureExtractor(nn.Module):
             )
             x = block(x, frame_mask)
         return x
+
+
+# A name for config.model.frontend, and the class. Called with waveforms [B, S] and valid samples
+# of each (int [B]; None), a front end gives features [B, T, C]. It may have no parameters.
+FRONTENDS: dict[str, type[Frontend]] = {"conv": FeatureExtractor}
 
 
 class FeatureProjection(nn.Module):

@@ -4,66 +4,31 @@ B batch, S samples, T frames, D model width, K codebooks, V codes per codebook.
 Source: SpidR (arXiv 2512.20308), DinoSR (arXiv 2305.10005).
 """
 
-import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
-from spidr_jax.model.config import ModelConfig, num_frames
-from spidr_jax.model.encoder import LAYER_PLACES, Encoder
-from spidr_jax.model.frontend import FeatureExtractor, FeatureProjection
-from spidr_jax.ops import dropout as dropout_lib
-from spidr_jax.ops.dropout import Noise, dropout
-from spidr_jax.ops.norms import uniform_init
+from spidr_jax.model import noise as noise_lib
+from spidr_jax.model.config import ModelConfig
+from spidr_jax.model.encoder import Encoder
+from spidr_jax.model.frontend import FRONTENDS, FeatureProjection, Frontend
+from spidr_jax.model.heads import HEADS
+from spidr_jax.model.noise import Noise
+from spidr_jax.ops.dropout import dropout
 
 Params = dict[str, Any]
-
-
-@jax.custom_vjp
-def _project(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """[K or 1, B, T, D] times [K, 1, D, V] plus float32 [K, V] -> float32 [K, B, T, V].
-
-    As in the reference's autocast, the gradient is rounded to the factors' type: else products
-    of the backward pass would be float32's.
-    """
-    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32) + bias[:, None, None]
-
-
-def _project_backward(factors: tuple[jax.Array, jax.Array], g: jax.Array) -> Any:
-    # without a barrier XLA keeps g in float32, too, for the sum
-    g = lax.optimization_barrier(g.astype(factors[0].dtype))
-    return *jax.vjp(jnp.matmul, *factors)[1](g), g.sum(axis=(1, 2), dtype=jnp.float32)
-
-
-_project.defvjp(lambda x, kernel, bias: (_project(x, kernel, bias), (x, kernel)), _project_backward)
-
-
-class Heads(nn.Module):
-    """One linear prediction head a codebook: [K or 1, B, T, D] -> float32 logits [K, B, T, V]."""
-
-    num_codebooks: int
-    codebook_size: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        init = uniform_init(1 / math.sqrt(x.shape[-1]))
-        shape = (self.num_codebooks, x.shape[-1], self.codebook_size)
-        kernel = self.param("kernel", init, shape).astype(self.dtype)
-        bias = self.param("bias", init, (shape[0], shape[2]))
-        return _project(x, kernel[:, None], bias)
 
 
 class Networks(NamedTuple):
     """The modules of one model; their parameters are the entries of `init_params`."""
 
-    feature_extractor: FeatureExtractor
+    feature_extractor: Frontend
     feature_projection: FeatureProjection
     encoder: Encoder
-    heads: Heads
+    heads: nn.Module
 
 
 def build(config: ModelConfig, dtype: Any = jnp.float32, remat: bool = False) -> Networks:
@@ -72,10 +37,10 @@ def build(config: ModelConfig, dtype: Any = jnp.float32, remat: bool = False) ->
     With `remat` a backward pass computes a layer's inside again, instead of keeping it.
     """
     return Networks(
-        FeatureExtractor(config, dtype, remat),
+        FRONTENDS[config.frontend](config, dtype, remat),
         FeatureProjection(config.encoder_embed_dim, dtype),
         Encoder(config, dtype, remat),
-        Heads(config.num_codebooks, config.codebook_size, dtype),
+        HEADS[config.head](config, dtype),
     )
 
 
@@ -84,26 +49,22 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
 
     Returns:
         Float32 arrays under `feature_extractor`, `feature_projection`, `student`, `heads` and
-        `mask_embedding` [D]; the initial distributions are the reference's.
+        `mask_embedding` [D], but nothing for a module without any; the initial distributions are
+        the reference's.
     """
     nets = build(config)
     keys = jax.random.split(key, 5)
-    samples = 1
-    for _, kernel, stride in reversed(config.extractor_conv_layer_config):
-        samples = (samples - 1) * stride + kernel
+    waveform = jnp.zeros((1, config.framing.receptive_field))
+    features, extractor = nets.feature_extractor.init_with_output(keys[0], waveform)
     x = jnp.zeros((1, 1, config.encoder_embed_dim))
-    channels = config.extractor_conv_layer_config[-1][0]
-    return {
-        "feature_extractor": nets.feature_extractor.init(keys[0], jnp.zeros((1, samples)))[
-            "params"
-        ],
-        "feature_projection": nets.feature_projection.init(keys[1], jnp.zeros((1, 1, channels)))[
-            "params"
-        ],
-        "student": nets.encoder.init(keys[2], x)["params"],
-        "heads": nets.heads.init(keys[3], x[None])["params"],
-        "mask_embedding": jax.random.uniform(keys[4], (config.encoder_embed_dim,)),
+    drawn = {
+        "feature_extractor": extractor,
+        "feature_projection": nets.feature_projection.init(keys[1], features),
+        "student": nets.encoder.init(keys[2], x),
+        "heads": nets.heads.init(keys[3], x[None]),
     }
+    params = {name: each["params"] for name, each in drawn.items() if each}
+    return params | {"mask_embedding": jax.random.uniform(keys[4], x.shape[-1:])}
 
 
 def extract(
@@ -121,19 +82,17 @@ def extract(
         lengths: valid samples of each utterance, [B]; None if nothing is padded (then the mask
             is None too).
     """
-    x = _apply(nets.feature_extractor, params["feature_extractor"], waveforms, lengths)
+    x = _apply(nets.feature_extractor, params.get("feature_extractor", {}), waveforms, lengths)
     x = _apply(nets.feature_projection, params["feature_projection"], x)
     if lengths is None:
         return x, None
-    frames = num_frames(lengths, nets.encoder.config.extractor_conv_layer_config)
+    frames = nets.encoder.config.framing.num_frames(lengths)
     return x, jnp.arange(x.shape[1]) < frames[:, None]
 
 
 def draw_noise(config: ModelConfig, key: jax.Array, rows: int) -> Noise:
     """The noise of a training step's student, for `mask_feats` and `encode`."""
-    places = 1 + LAYER_PLACES * config.encoder_num_layers + 1
-    layers, rate = config.encoder_num_layers, config.encoder_layer_drop
-    return dropout_lib.draw_noise(key, rows, places, layers, rate)
+    return noise_lib.draw_noise(key, rows, config.encoder_num_layers, config.encoder_layer_drop)
 
 
 def mask_feats(
@@ -152,7 +111,7 @@ def mask_feats(
         mask: bool [B, T], true at frames that become the mask embedding.
         noise: from `draw_noise`; None for no dropout.
     """
-    seeds = None if noise is None else noise.seeds[:, -1]
+    seeds = None if noise is None else noise_lib.at(noise.seeds, "feature_projection")
     feats = dropout(feats, seeds, nets.encoder.config.encoder_projection_dropout)
     return jnp.where(mask[..., None], params["mask_embedding"].astype(feats.dtype), feats)
 
@@ -169,16 +128,32 @@ def encode(
 
 
 def predict(
-    nets: Networks, params: Params, final: jax.Array, outputs: list[jax.Array]
+    nets: Networks,
+    params: Params,
+    final: jax.Array,
+    outputs: list[jax.Array],
+    layers: Sequence[int] | None = None,
 ) -> jax.Array:
     """Head logits [K, B, T, V] from what `encode` gives for the student.
 
     SpidR's head k (from 1) reads the output of layer L - K + k; DinoSR's heads all read the
     final residual stream.
+
+    Args:
+        nets: the modules.
+        params: as `init_params` gives them.
+        final: the final residual stream [B, T, D].
+        outputs: each layer's representation [B, T, D].
+        layers: the numbers of those whose heads are asked for; None for all K.
     """
-    spidr = nets.encoder.config.model_type == "spidr"
-    x = jnp.stack(outputs[-nets.heads.num_codebooks :]) if spidr else final[None]
-    return _apply(nets.heads, params["heads"], x)
+    config = nets.encoder.config
+    chosen = config.codebook_layers if layers is None else layers
+    spidr = config.model_type == "spidr"
+    x = jnp.stack([outputs[layer - 1] for layer in chosen]) if spidr else final[None]
+    if layers is None:
+        return _apply(nets.heads, params["heads"], x)
+    codebooks = jnp.array([layer - config.codebook_layers[0] for layer in layers])
+    return _apply(nets.heads, params["heads"], x, codebooks)
 
 
 def _apply(module: nn.Module, params: Params, *args: Any) -> Any:

@@ -1,35 +1,19 @@
 """Dropout whose masks are hashed from where an element is, so that none is stored.
 
 A mask depends on its row's seeds and the place in the row alone: it is the same on any number of
-devices, and in the backward pass it is computed anew. B rows, L layers.
+devices, and in the backward pass it is computed anew. B rows.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from spidr_jax.ops import platform as backend
-
-
-class Noise(NamedTuple):
-    """All that is random in one pass through the encoder."""
-
-    seeds: jax.Array  # uint32 [B, places, 2]: of a row at each place that drops
-    kept: jax.Array  # bool [L]: the layers that layer drop keeps
-
-
-def draw_noise(key: jax.Array, rows: int, places: int, num_layers: int, layer_drop: float) -> Noise:
-    """Draw a step's noise; a layer is dropped for all rows together."""
-    seeds_key, layers_key = jax.random.split(key)
-    return Noise(
-        jax.random.bits(seeds_key, (rows, places, 2), jnp.uint32),
-        jax.random.uniform(layers_key, (num_layers,)) > layer_drop,
-    )
 
 
 def keep(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
@@ -56,10 +40,10 @@ def keep_at(index: jax.Array, first: jax.Array, second: jax.Array, rate: float) 
 
     The second seed multiplies, as rows whose first seeds are near share parts of the rest.
     """
-    return _mix(index + first) * (second | 1) >= _threshold(rate)
+    return mix(index + first) * (second | 1) >= _threshold(rate)
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def mix(x: jax.Array) -> jax.Array:
     """ "lowbias32" (C. Wellons, hash-prospector) of numbers uint32."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
     x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
@@ -79,7 +63,7 @@ def keep_weights(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.A
 def factors(seeds: jax.Array, heads: int, frames: int) -> tuple[jax.Array, jax.Array]:
     """Odd numbers uint32 of the queries [B, H, T] and of the keys [B, T], hashed from the seeds."""
     index = jnp.arange((heads + 1) * frames, dtype=jnp.uint32)
-    hashed = _mix(_mix(index + seeds[:, :1]) + seeds[:, 1:]) | 1
+    hashed = mix(mix(index + seeds[:, :1]) + seeds[:, 1:]) | 1
     hashed = hashed.reshape(-1, heads + 1, frames)
     return hashed[:, :-1], hashed[:, -1]
 

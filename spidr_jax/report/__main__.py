@@ -1,6 +1,7 @@
 """Draw runs; runnable.
 
     python -m spidr_jax.report RUN [RUN ...] [--out report.html] [--no-model] [--layer N]
+        [--register FILE.py]
 
 One HTML file that opens offline: losses, codebooks, validation, unit quality, speed, config. The
 newest checkpoint of each run is run on (at most 5 minutes of) its first evaluation set, for the
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spidr_jax.report.page import write
+from spidr_jax.weights import register
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("report.html"), help="(default: report.html)")
     add("--no-model", action="store_true", help="only what the runs' files tell")
     add("--layer", type=int, help="of the units shown (default: that of the highest PNMI)")
+    register.add_option(parser)
     return parser
 
 

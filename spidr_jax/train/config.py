@@ -17,7 +17,7 @@ from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.step import StepConfig
 from spidr_jax.method.teacher import TeacherConfig
 from spidr_jax.model.checks import is_integer
-from spidr_jax.model.config import ModelConfig, num_frames
+from spidr_jax.model.config import ModelConfig
 
 PRECISIONS = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 FREE = (  # may change on resume; what the data are, the plan's fingerprint knows
@@ -82,7 +82,7 @@ def validate(config: ConfigDict) -> None:
         FileNotFoundError: the manifest does not exist.
     """
     _check_names(config)
-    step_config(config)
+    framing = step_config(config).model.framing
     least = {
         "seed": 0,
         "steps": 1,
@@ -117,7 +117,7 @@ def validate(config: ConfigDict) -> None:
     _check(
         config,
         "model.extractor_conv_layer_config",
-        num_frames(_SHORTEST, config.model.extractor_conv_layer_config) >= 1,
+        framing.num_frames(_SHORTEST) >= 1,
         f"convolutions that give a frame for {_SHORTEST} samples (two flags of it add up)",
     )
     for name in ("data.max_samples", "data.max_batch_samples"):

@@ -12,7 +12,12 @@ from spidr_jax.method.teacher import TeacherConfig
 from spidr_jax.model.config import ModelConfig
 
 MODEL_TYPES = ("spidr", "dinosr")
-_ARCHITECTURE = [f.name for f in dataclasses.fields(ModelConfig) if f.name != "model_type"]
+_OURS = ("frontend", "encoder_layer", "head")  # of which the reference has but one each
+_ARCHITECTURE = [
+    field.name
+    for field in dataclasses.fields(ModelConfig)
+    if field.name not in ("model_type", *_OURS)
+]
 _NOT_OURS = ("dtype", "exclude_from_optimizer", "to_freeze")  # of its optimizer section
 _TEACHER = {  # the reference's name -> TeacherConfig's
     "ema_start_decay": "decay",
@@ -69,7 +74,16 @@ def to_reference(config: ModelConfig, run: Mapping[str, Any] | None = None) -> d
     Args:
         config: the architecture.
         run: the run's config as JSON holds it, where there is one.
+
+    Raises:
+        ValueError: the reference has no such front end, layer or head.
     """
+    for name in _OURS:
+        value, allowed = getattr(config, name), getattr(ModelConfig, name)
+        if value != allowed:
+            raise ValueError(
+                f"config.model.{name} = {value!r}: the PyTorch reference has only {allowed!r}"
+            )
     run = run or {}
     fields = {name: getattr(config, name) for name in _ARCHITECTURE}
     teacher = dataclasses.asdict(TeacherConfig()) | run.get("teacher", {})

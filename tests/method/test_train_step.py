@@ -16,7 +16,7 @@ from spidr_jax.method.codebook import CodebookState
 from spidr_jax.method.masking import MaskingConfig
 from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.step import StepConfig, TrainState
-from spidr_jax.model.config import ModelConfig, num_frames
+from spidr_jax.model.config import ModelConfig
 
 MODEL = ModelConfig(
     extractor_conv_layer_config=((16, 10, 5), (16, 3, 2)),
@@ -41,7 +41,7 @@ NO_DROPOUT = dataclasses.replace(
     model=dataclasses.replace(MODEL, encoder_dropout=0.0, encoder_attention_dropout=0.0),
 )
 SAMPLES = 500
-FRAMES = num_frames(SAMPLES, MODEL.extractor_conv_layer_config)
+FRAMES = MODEL.framing.num_frames(SAMPLES)
 KEY = jax.random.key(7)
 Batch = dict[str, Any]
 Metrics = dict[str, np.ndarray]
@@ -358,7 +358,7 @@ def test_a_padded_batch_counts_as_its_utterances_alone(state: TrainState, mode: 
     step = compiled(config)
 
     waveforms = np.array(make_batch(rows=2)["waveforms"])
-    frames = [num_frames(n, model.extractor_conv_layer_config) for n in LENGTHS]
+    frames = [model.framing.num_frames(n) for n in LENGTHS]
     mask = np.zeros((2, FRAMES), bool)
     for row, number in enumerate(frames):
         mask[row, :number] = make_mask(row, 1, number)
@@ -390,7 +390,7 @@ def test_drawn_masks_are_sample_spans_of_the_valid_frames_with_the_steps_key(
     state: TrainState, evaluate: Callable[..., Metrics]
 ) -> None:
     lengths = jnp.array([500, 480, 300, 290])
-    frames = num_frames(lengths, MODEL.extractor_conv_layer_config)
+    frames = MODEL.framing.num_frames(lengths)
     mask = masking.sample_spans(KEY, FRAMES, frames, CONFIG.masking)
     batch = make_batch() | {"lengths": lengths}
     drawn = evaluate(state, batch, KEY)

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spidr_jax.model import model
-from spidr_jax.model.config import CONV_LAYERS, ModelConfig, num_frames
-from spidr_jax.ops.dropout import Noise
+from spidr_jax.model.config import Framing, ModelConfig
+from spidr_jax.model.frontend import conv_framing
+from spidr_jax.model.heads import LinearHeads
+from spidr_jax.model.noise import Noise
 
 FIELDS: dict[str, Any] = {
     "extractor_conv_layer_config": ((16, 10, 5), (16, 3, 2)),
@@ -25,6 +27,8 @@ FIELDS: dict[str, Any] = {
     "codebook_size": 8,
     "num_codebooks": 1,
 }
+
+FRAMING = ModelConfig().framing
 
 
 def draw_params(config: ModelConfig) -> model.Params:
@@ -48,14 +52,24 @@ def count(tree: Any) -> int:
     ("samples", "frames"), [(400, 1), (719, 1), (720, 2), (2_000, 6), (16_000, 49), (320_000, 999)]
 )
 def test_a_frame_is_320_samples_once_the_first_400_are_there(samples: int, frames: int) -> None:
-    assert num_frames(samples, CONV_LAYERS) == frames
-    assert num_frames(np.array([samples]), CONV_LAYERS)[0] == frames
+    assert FRAMING.num_frames(samples) == frames
+    assert FRAMING.num_frames(np.array([samples]))[0] == frames
+
+
+def test_frames_of_any_convolutions_are_counted_as_one_after_another() -> None:
+    layers = ((4, 7, 3), (4, 2, 2), (4, 5, 1))
+    assert conv_framing(layers) == Framing(6, 34)
+    for samples in range(100):
+        frames = samples
+        for _, kernel, stride in layers:
+            frames = (frames - kernel) // stride + 1
+        assert conv_framing(layers).num_frames(samples) == frames
 
 
 @settings(derandomize=True, database=None)
 @given(st.integers(1, 1_000), st.integers(0, 319))
 def test_num_frames_is_the_step_function_of_period_320(frames: int, rest: int) -> None:
-    assert num_frames(320 * frames + 80 + rest, CONV_LAYERS) == frames
+    assert FRAMING.num_frames(320 * frames + 80 + rest) == frames
 
 
 def test_num_frames_is_what_the_extractor_gives() -> None:
@@ -65,7 +79,7 @@ def test_num_frames_is_what_the_extractor_gives() -> None:
         params = jax.eval_shape(lambda key: model.init_params(config, key), jax.random.key(0))
         waveforms = jax.ShapeDtypeStruct((2, samples), jnp.float32)
         feats, _ = jax.eval_shape(lambda p, w: model.extract(nets, p, w), params, waveforms)
-        assert feats.shape == (2, num_frames(samples, CONV_LAYERS), 768)
+        assert feats.shape == (2, FRAMING.num_frames(samples), 768)
 
 
 def test_the_published_model_has_the_published_number_of_parameters() -> None:
@@ -195,7 +209,7 @@ def test_spidr_heads_read_their_own_layers_and_dinosr_heads_the_final_stream() -
 def test_gradients_of_heads_are_autodiffs_in_float32_and_near_them_in_bfloat16(
     inputs: int, dtype: Any
 ) -> None:
-    heads = model.Heads(3, 16, dtype)
+    heads = LinearHeads(ModelConfig(num_codebooks=3, codebook_size=16), dtype)
     x = noise(inputs, 4, 50, 32).astype(dtype)
     params = heads.init(jax.random.key(0), x)["params"]
     params["kernel"] = params["kernel"].astype(dtype).astype(jnp.float32)

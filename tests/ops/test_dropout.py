@@ -7,6 +7,7 @@ import pytest
 
 from spidr_jax.model import model
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.model.noise import at
 from spidr_jax.ops import dropout
 
 ROWS, SHAPE = 16, (16, 120, 256)
@@ -65,17 +66,16 @@ def test_rows_whose_first_seeds_overlap_are_independent() -> None:
     assert 0.6 < np.std(scores) < 1.5
 
 
-def test_steps_layers_and_places_are_independent() -> None:
+def test_steps_layers_and_sites_are_independent() -> None:
     config = ModelConfig(encoder_num_layers=2, num_codebooks=2)
     masks = []
     for step in range(2):
         key = jax.random.fold_in(jax.random.key(0), step)
         noise = model.draw_noise(config, key, 4)
-        masks += [
-            np.asarray(dropout.keep(noise.seeds[:, place], (4, 50, 64), 0.1))
-            for place in range(noise.seeds.shape[1])
-        ]
-    assert len(masks) == 2 * 10
+        for parent in (noise.seeds, at(noise.seeds, "layers_0"), at(noise.seeds, "layers_1")):
+            sites = [at(parent, name) for name in ("attention", "hidden", "feed_forward")]
+            masks += [np.asarray(dropout.keep(seeds, (4, 50, 64), 0.1)) for seeds in sites]
+    assert len(masks) == 2 * 9
     scores = [correlation(a, b) for i, a in enumerate(masks) for b in masks[:i]]
     assert np.abs(scores).max() < 4.5
     assert 0.8 < np.std(scores) < 1.2

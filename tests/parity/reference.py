@@ -14,7 +14,7 @@ from spidr_jax.method import step as train_step
 from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.step import StepConfig, TrainState
 from spidr_jax.method.teacher import TeacherConfig
-from spidr_jax.model.config import ModelConfig, num_frames
+from spidr_jax.model.config import ModelConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("spidr")
@@ -116,7 +116,7 @@ def port_state(model: Any, config: StepConfig) -> TrainState:
 def draw_batches(config: ModelConfig, number: int, rows: int, samples: int) -> list[dict[str, Any]]:
     """Noise with a different loudness per row, and as many masked frames in each row."""
     draw = np.random.default_rng(1)
-    frames = num_frames(samples, config.extractor_conv_layer_config)
+    frames = config.framing.num_frames(samples)
     batches = []
     for _ in range(number):
         loudness = draw.uniform(0.5, 2.0, (rows, 1))

@@ -10,7 +10,7 @@ import pytest
 
 from spidr_jax.method import step as train_step
 from spidr_jax.model import model
-from spidr_jax.model.config import num_frames
+from spidr_jax.model.frontend import conv_framing
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("spidr")
@@ -128,7 +128,10 @@ def test_every_module_and_layer_gives_what_the_reference_gives(
     if padded:
         lengths = np.array(LENGTHS)
         waveforms = np.where(np.arange(LENGTHS[0]) < lengths[:, None], waveforms, 0)
-        frame_mask = np.arange(batch["mask"].shape[1]) < num_frames(lengths, conv_layers)[:, None]
+        frame_mask = (
+            np.arange(batch["mask"].shape[1])
+            < conv_framing(conv_layers).num_frames(lengths)[:, None]
+        )
     theirs = outputs_of_theirs(pair, waveforms, frame_mask)
     ours = outputs_of_ours(pair, waveforms, None if lengths is None else jnp.asarray(lengths))
 
@@ -150,7 +153,7 @@ def test_every_module_and_layer_gives_what_the_reference_gives(
         if frame_mask is not None and name != "student.pos_conv_embed":
             inner = re.search(r"conv_layers.(\d)", name)
             used = conv_layers[: int(inner[1]) + 1] if inner else conv_layers
-            valid = np.arange(b.shape[1]) < num_frames(lengths, used)[:, None]
+            valid = np.arange(b.shape[1]) < conv_framing(used).num_frames(lengths)[:, None]
             a, b = a[valid], b[valid]
         errors[name] = reference.relative(a, b)
     reference.report_worst("output", errors)

@@ -24,7 +24,7 @@ def train_on(number: int, accumulate: int) -> dict[str, np.ndarray]:
     from spidr_jax.method import masking
     from spidr_jax.method import step as train_step
     from spidr_jax.method.optim import OptimizerConfig
-    from spidr_jax.model.config import ModelConfig, num_frames
+    from spidr_jax.model.config import ModelConfig
 
     model = ModelConfig(
         extractor_conv_layer_config=((16, 10, 5), (16, 3, 2)),
@@ -56,7 +56,7 @@ def train_on(number: int, accumulate: int) -> dict[str, np.ndarray]:
     state = init(config, jax.random.key(0))
     shardings = {"in_shardings": (copied, split, copied), "out_shardings": copied}
     step = jax.jit(train_step.make_train_step(config, frozen=False), **shardings)
-    frames = num_frames(SAMPLES, model.extractor_conv_layer_config)
+    frames = model.framing.num_frames(SAMPLES)
     lengths = jnp.where(jnp.arange(ROWS) % 3 == 0, frames - 20, frames)
     draw_mask = jax.jit(
         lambda key, lengths: masking.sample_spans(key, frames, lengths, config.masking),

@@ -1,0 +1,40 @@
+"""What is random in one pass through the encoder, by the names of the sites that use it.
+
+A mask depends on its row's seeds, its site's name and the place in the row alone: it is the same
+on any number of devices, in a layer that is computed again, and in the backward pass. B rows,
+L layers.
+"""
+
+import zlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spidr_jax.ops.dropout import mix
+
+
+class Noise(NamedTuple):
+    """All that is random in one pass through the encoder."""
+
+    seeds: jax.Array  # uint32 [B, 2], from which `at` makes those of each site that drops
+    kept: jax.Array  # bool [L]: the layers that layer drop keeps
+
+
+def draw_noise(key: jax.Array, rows: int, num_layers: int, layer_drop: float) -> Noise:
+    """Draw a step's noise; a layer is dropped for all rows together."""
+    seeds_key, layers_key = jax.random.split(key)
+    return Noise(
+        jax.random.bits(seeds_key, (rows, 2), jnp.uint32),
+        jax.random.uniform(layers_key, (num_layers,)) > layer_drop,
+    )
+
+
+def at(seeds: jax.Array | None, site: str) -> jax.Array | None:
+    """The seeds of a named site, uint32 [B, 2], from those of what it lies in; None of None.
+
+    Sites of one parent need names that differ, such as "attention" and "feed_forward".
+    """
+    if seeds is None:
+        return None
+    return mix(seeds + jnp.uint32(zlib.crc32(site.encode())))
