@@ -1,4 +1,4 @@
-"""Making the embedded corpus: who says what, and the processes that say it.
+"""Making the embedded corpus: who says what, the processes that say it, and the text files.
 
 Each of the splits `train`, `dev-seen` and `dev-unseen` holds
 
@@ -15,27 +15,51 @@ import importlib.util
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from spidr_jax.toy.folder import SPLITS, being_made, is_made, lock
-from spidr_jax.toy.phones import Segment
-from spidr_jax.toy.speaker import SAMPLE_RATE, Task
-from spidr_jax.toy.tables import Spoken, Utterance, write_tables
+from spidr_jax.data import files, tables
+from spidr_jax.toy.espeak import SILENCE, Segment
+from spidr_jax.toy.speaker import SAMPLE_RATE, Part
 from spidr_jax.toy.text import sentences
 
 TRAIN_SPEAKERS = tuple(f"es{number:02d}" for number in range(10))
 SEEN_SPEAKERS = ("es00", "es03", "es05")
 UNSEEN_SPEAKERS = ("es10", "es11")
-SPEAKERS = TRAIN_SPEAKERS + UNSEEN_SPEAKERS
+SPLITS = ("train", "dev-seen", "dev-unseen")
 
 _VERSION = 1  # to be raised with every change that changes a byte
-_SECONDS_PER_UTTERANCE, _SECONDS_PER_SPEAKER = 0.015, 0.3
+_STAMP = "corpus.json"
+_ADVICE = "delete it or name another folder"
+_ITEM_HEADER = "#file onset offset #phone prev-phone next-phone speaker\n"
+_MIN_ITEM = 0.03
+
+
+class Utterance(NamedTuple):
+    """What a speaker is to say, and in which split."""
+
+    split: str
+    speaker: str
+    fileid: str
+    text: str
+
+    @property
+    def path(self) -> str:
+        """Path of the WAV file, relative to the split's folder."""
+        return f"{self.speaker}/{self.fileid}.wav"
+
+
+class Spoken(NamedTuple):
+    """An utterance as it was said: its length and its phones."""
+
+    utterance: Utterance
+    num_samples: int
+    segments: list[Segment]
 
 
 def make_corpus(
@@ -74,93 +98,124 @@ def make_corpus(
             raise ValueError(f"{name} must be at least 1, not {value}")
     target = Path(folder).absolute()
     parameters = {"version": _VERSION, **counts, "seed": seed}
-    if is_made(target, parameters):
+    if _is_made(target, parameters):
         return
-    _require_engine()
-    try:
-        with lock(target):
-            if not is_made(target, parameters):
-                _make(target, parameters, jobs)
-    except OSError as error:
-        raise OSError(f"cannot make the corpus in {target}: {error.strerror or error}") from error
-
-
-def _require_engine() -> None:
     if importlib.util.find_spec("espeakng_loader") is None:
         raise ImportError(
             "the embedded corpus needs the package espeakng_loader: "
             'pip install "spidr_jax[demo]" brings it'
         )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with files.lock(target.with_name(f".{target.name}.lock"), wait=True):
+            if not _is_made(target, parameters):
+                _make(target, parameters, jobs)
+    except OSError as error:
+        raise OSError(f"cannot make the corpus in {target}: {error.strerror or error}") from error
+
+
+def _is_made(target: Path, parameters: dict[str, int]) -> bool:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    try:
+        found = json.loads((target / _STAMP).read_text(encoding="utf-8"))["parameters"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise FileExistsError(f"{target} exists and is no speech corpus: {_ADVICE}") from None
+    if found != parameters:
+        raise FileExistsError(f"{target} holds a corpus of {found}, not {parameters}: {_ADVICE}")
+    return True
 
 
 def _make(target: Path, parameters: dict[str, int], jobs: int) -> None:
-    plan = _plan(**parameters)
-    guess = len(plan) * _SECONDS_PER_UTTERANCE + len(SPEAKERS) * _SECONDS_PER_SPEAKER
-    print(f"making the speech corpus in {target}: about {guess / jobs:.0f} s", flush=True)
-    started = time.monotonic()
-    with being_made(target, parameters) as work:
-        spoken = _speak(work, plan, parameters["seed"], jobs)
+    print(f"making the speech corpus in {target}", flush=True)
+    prefix = f".{target.name}.making-"
+    for left in target.parent.glob(prefix + "*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with files.making_folder(target, prefix) as work:
+        spoken = _speak(work, parameters, jobs)
         for split in SPLITS:
-            write_tables(work / split, [s for s in spoken if s.utterance.split == split])
+            _write_tables(work / split, [s for s in spoken if s.utterance.split == split])
+        stamp = json.dumps({"parameters": parameters}, indent=2)
+        (work / _STAMP).write_text(stamp + "\n", encoding="utf-8")
     hours = sum(s.num_samples for s in spoken) / SAMPLE_RATE / 3600
-    seconds = time.monotonic() - started
-    print(f"made {hours:.2f} h of speech, {len(spoken)} utterances, in {seconds:.0f} s", flush=True)
+    print(f"made {hours:.2f} h of speech, {len(spoken)} utterances", flush=True)
+
+
+def _speak(work: Path, parameters: dict[str, int], jobs: int) -> list[Spoken]:
+    """Have each speaker say its part in a fresh process: the engine's state must not leak."""
+    plan = list(_plan(**parameters))
+    tasks = []
+    for index, utterances in enumerate(plan):
+        paths = [work / u.split / u.path for u in utterances]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        said = [(str(path), u.text) for path, u in zip(paths, utterances, strict=True)]
+        tasks.append(Part(utterances[0].speaker, index % 2 == 1, parameters["seed"], said))
+    with ThreadPoolExecutor(jobs) as executor:
+        results = list(executor.map(_run, tasks))
+    return [
+        Spoken(utterance, num_samples, [Segment(*segment) for segment in segments])
+        for utterances, result in zip(plan, results, strict=True)
+        for utterance, (num_samples, segments) in zip(utterances, result, strict=True)
+    ]
 
 
 def _plan(
     *, train_utterances_per_speaker: int, dev_sentences: int, seed: int, **_: int
-) -> list[Utterance]:
+) -> Iterator[list[Utterance]]:
+    """The utterances of each speaker."""
     text = sentences(seed)
     dev = list(itertools.islice(text, dev_sentences))
-    plan = [
-        Utterance("train", speaker, f"{speaker}-t{index:04d}", sentence)
-        for speaker in TRAIN_SPEAKERS
-        for index, sentence in enumerate(itertools.islice(text, train_utterances_per_speaker))
-    ]
-    for split, speakers in (("dev-seen", SEEN_SPEAKERS), ("dev-unseen", UNSEEN_SPEAKERS)):
-        plan += [
-            Utterance(split, speaker, f"{speaker}-d{index:04d}", sentence)
-            for speaker in speakers
-            for index, sentence in enumerate(dev)
-        ]
-    return plan
+    for speaker in TRAIN_SPEAKERS + UNSEEN_SPEAKERS:
+        unseen = speaker in UNSEEN_SPEAKERS
+        train = [] if unseen else itertools.islice(text, train_utterances_per_speaker)
+        own = [("train", "t", each) for each in enumerate(train)]
+        if unseen or speaker in SEEN_SPEAKERS:
+            split = "dev-unseen" if unseen else "dev-seen"
+            own += [(split, "d", each) for each in enumerate(dev)]
+        yield [Utterance(s, speaker, f"{speaker}-{c}{i:04d}", line) for s, c, (i, line) in own]
 
 
-def _speak(work: Path, plan: Sequence[Utterance], seed: int, jobs: int) -> list[Spoken]:
-    """Have each speaker say its part in a fresh process: the engine's state must not leak."""
-    for utterance in plan:
-        (work / utterance.split / utterance.speaker).mkdir(parents=True, exist_ok=True)
-    parts = [[u for u in plan if u.speaker == speaker] for speaker in SPEAKERS]
-    tasks = [
-        Task(name, index % 2 == 1, seed, [(str(work / u.split / u.path), u.text) for u in part])
-        for index, (name, part) in enumerate(zip(SPEAKERS, parts, strict=True))
-    ]
-    executor = ThreadPoolExecutor(jobs)
-    try:
-        results = list(executor.map(_run, tasks))
-    finally:
-        executor.shutdown(cancel_futures=True)
-    spoken = {
-        utterance: Spoken(utterance, num_samples, [Segment(*segment) for segment in segments])
-        for part, result in zip(parts, results, strict=True)
-        for utterance, (num_samples, segments) in zip(part, result, strict=True)
-    }
-    return [spoken[utterance] for utterance in plan]
-
-
-def _run(task: Task) -> Any:
+def _run(part: Part) -> list[tuple[int, list[tuple[float, float, str]]]]:
     # Not by fork, since the caller may have jax's threads; nor by multiprocessing's spawn, which
     # imports the caller's main module anew for each speaker.
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-c", "from spidr_jax.toy.speaker import main; main()"],
-        input=json.dumps(task._asdict()),
+        input=json.dumps(part._asdict()),
         env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
     if done.returncode == 0:
-        return json.loads(done.stdout)
+        return json.loads(done.stdout)  # type: ignore[no-any-return]
     reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    raise OSError(f"speaker {task.speaker}: {reason}")
+    raise OSError(f"speaker {part.speaker}: {reason}")
+
+
+def _write_tables(folder: Path, spoken: Sequence[Spoken]) -> None:
+    """Write a split's text files; times are in seconds, to a tenth of a millisecond."""
+    manifest = [(u.fileid, u.path, num_samples, u.speaker) for u, num_samples, _ in spoken]
+    names = ("fileid", "path", "num_samples", "speaker")
+    tables.write_table(str(folder / "manifest.csv"), "", names, manifest)
+    texts = [(s.utterance.fileid, s.utterance.text) for s in spoken]
+    tables.write_table(str(folder / "transcripts.csv"), "", ("fileid", "text"), texts)
+    alignment = (
+        f"{u.fileid} {onset:.4f} {offset:.4f} {phone}\n"
+        for u, _, segments in spoken
+        for onset, offset, phone in segments
+    )
+    (folder / "alignment.txt").write_text("".join(alignment), encoding="utf-8", newline="")
+    items = _ITEM_HEADER + "".join(line for s in spoken for line in _items(s))
+    (folder / "triphone.item").write_text(items, encoding="utf-8", newline="")
+
+
+def _items(spoken: Spoken) -> Iterator[str]:
+    fileid, speaker = spoken.utterance.fileid, spoken.utterance.speaker
+    segments = spoken.segments
+    for before, here, after in zip(segments, segments[1:], segments[2:], strict=False):
+        silent = SILENCE in (before.phone, here.phone, after.phone)
+        if not silent and here.offset - here.onset >= _MIN_ITEM:
+            times = f"{here.onset:.4f} {here.offset:.4f}"
+            yield f"{fileid} {times} {here.phone} {before.phone} {after.phone} {speaker}\n"

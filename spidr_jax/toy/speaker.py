@@ -1,10 +1,9 @@
-"""One synthetic speaker, in a process of its own: what it says, through its microphone, as WAV.
+"""One synthetic speaker, in a process of its own: its voice, its microphone, its WAV files.
 
-`main` reads a `Task` as JSON from stdin and prints, as JSON too, each utterance's number of samples
+`main` reads a `Part` as JSON from stdin and prints, as JSON too, each utterance's number of samples
 and segments.
 """
 
-import io
 import json
 import math
 import os
@@ -13,24 +12,25 @@ import sys
 import tempfile
 import wave
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spidr_jax.toy.espeak import PITCH, RANGE, RATE, Espeak
-from spidr_jax.toy.phones import SILENCE, Segment, align, tidy
-from spidr_jax.toy.voices import draw_voice
+from spidr_jax.toy import espeak
+from spidr_jax.toy.espeak import SILENCE, Segment
 
 SAMPLE_RATE = 16_000
 _BLOCK_IN, _BLOCK_OUT = 441, 320  # 22,050 Hz to 16,000 Hz
 _TAPER = (7_600.0, 8_000.0)
+_NEAR_COPIES = 8
+_MICROPHONES = ((-0.25, 0.35), (400, 5_000), (-5, 5), (0.7, 1.5))  # tilt, Hz, dB, quality
 
 Samples = NDArray[np.float64]
 
 
-class Task(NamedTuple):
+class Part(NamedTuple):
     """What one speaker has to say: (WAV path, text) for each utterance."""
 
     speaker: str
@@ -39,72 +39,113 @@ class Task(NamedTuple):
     utterances: list[tuple[str, str]]
 
 
-def run(task: Task) -> Iterator[tuple[int, list[Segment]]]:
-    """Write the task's WAV files (16 kHz, mono, 16 bit); yield each one's samples and segments.
+def say(part: Part) -> Iterator[tuple[int, list[Segment]]]:
+    """Write the part's WAV files (16 kHz, mono, 16 bit); yield each one's samples and segments.
 
     Raises:
         OSError: a file cannot be written.
         RuntimeError: espeak-ng does not start.
     """
-    voice = draw_voice(task.speaker, task.seed, female=task.female)
-    microphone = _Microphone.draw(random.Random(f"microphone {task.seed} {task.speaker}"))
+    variants, words_per_minute = draw_voice(part.speaker, part.seed, female=part.female)
+    rng = random.Random(f"microphone {part.seed} {part.speaker}")
+    microphone = [rng.uniform(*bounds) for bounds in _MICROPHONES]
     with tempfile.TemporaryDirectory(prefix="spidr-espeak-") as folder:
-        engine = Espeak(folder, voice.variants)
-        if engine.sample_rate * _BLOCK_OUT != SAMPLE_RATE * _BLOCK_IN:
-            raise RuntimeError(f"espeak-ng speaks at {engine.sample_rate} Hz, not at 22050 Hz")
-        for path, text in task.utterances:
-            key = f"{task.seed} {os.path.basename(path)}"
+        engine = espeak.Espeak(folder, variants)
+        for path, text in part.utterances:
+            key = f"{part.seed} {os.path.basename(path)}"
             rng = random.Random(key)
-            engine.set_voice("en-us+" + rng.choice(list(voice.variants)))
-            engine.set_random_seed(zlib.crc32(key.encode()))
-            engine.set_parameter(RATE, voice.rate * rng.uniform(0.88, 1.14))
-            engine.set_parameter(PITCH, 50 + rng.uniform(-9, 9))
-            engine.set_parameter(RANGE, 50 + rng.uniform(-20, 20))
-            pcm, events = engine.speak(text)
-            segments = align(events, pcm, engine.sample_rate)
-            audio, segments = _record(microphone.hear(pcm, rng), segments, rng)
+            variant = "en-us+" + rng.choice(list(variants))
+            rate = words_per_minute * rng.uniform(0.88, 1.14)
+            engine.set_voice(variant, rate, 50 + rng.uniform(-9, 9), 50 + rng.uniform(-20, 20))
+            pcm, events = engine.speak(text, zlib.crc32(key.encode()))
+            segments = espeak.align(events, pcm)
+            audio, segments = _record(_hear(pcm, microphone, rng), segments, rng)
             _write_wav(path, audio)
             yield len(audio), segments
 
 
-class _Microphone(NamedTuple):
-    """A first-order tilt and one peaking band (Bristow-Johnson's audio EQ cookbook)."""
+def draw_voice(name: str, seed: int, *, female: bool) -> tuple[dict[str, str], int]:
+    """Draw a speaker: its voice files by name, and its rate in words per minute.
 
-    tilt: float
-    frequency: float
-    gain_db: float
-    quality: float
+    The files are near-copies: with one drawn per utterance, no two utterances are alike. Each
+    has vocal-tract length (formant scale), formant jitter, pitch, breath, spectral tilt and stress:
+    https://github.com/espeak-ng/espeak-ng/blob/master/docs/voices.md describes the fields.
+    """
+    rng = random.Random(f"voice {seed} {name}")
+    lines = _variant_lines(rng, female)
+    variants = {}
+    for copy in range(_NEAR_COPIES):
+        variant = f"{name}-{copy}"
+        body = [_jitter(line, rng) for line in lines]
+        variants[variant] = "\n".join(["language variant", f"name {variant}", *body]) + "\n"
+    return variants, rng.randint(140, 205)
 
-    @classmethod
-    def draw(cls, rng: random.Random) -> "_Microphone":
-        return cls(
-            rng.uniform(-0.25, 0.35),
-            rng.uniform(400, 5_000),
-            rng.uniform(-5, 5),
-            rng.uniform(0.7, 1.5),
+
+def _variant_lines(rng: random.Random, female: bool) -> list[str]:
+    scale = rng.uniform(1.04, 1.22) if female else rng.uniform(0.90, 1.08)
+    pitch = rng.uniform(155, 235) if female else rng.uniform(75, 135)
+    lines = [
+        f"gender {'female' if female else 'male'}",
+        f"pitch {pitch:.0f} {pitch * rng.uniform(1.25, 1.6):.0f}",
+        f"flutter {rng.randint(2, 12)}",
+        f"roughness {rng.randint(0, 4)}",
+        f"voicing {rng.randint(85, 110)}",
+        f"consonants {rng.randint(70, 125)} {rng.randint(70, 125)}",
+    ]
+    klatt = rng.choice([0, 0, 0, 1, 2, 3, 5])
+    if klatt:
+        lines.append(f"klatt {klatt}")
+    for formant in range(9):
+        frequency = 100 * scale * rng.uniform(0.96, 1.04)
+        width = 100 if formant == 0 else rng.randint(80, 150)
+        lines.append(f"formant {formant} {frequency:.0f} {rng.randint(75, 115)} {width}")
+    tilt = rng.randint(90, 200)
+    high = max(40, tilt - rng.randint(10, 70))
+    lines.append(f"tone 600 {min(255, tilt + 40)} 1400 {tilt} 2600 {high}")
+    if rng.random() < 0.5:
+        breath = rng.randint(1, 6)
+        levels = (str(max(0, breath + rng.randint(-1, 2))) for _ in range(8))
+        lines.append("breath " + " ".join(levels))
+    lines.append("stressAdd " + " ".join(str(rng.randint(-15, 30)) for _ in range(8)))
+    return lines
+
+
+def _jitter(line: str, rng: random.Random) -> str:
+    key, *values = line.split()
+    if key == "formant":
+        number, frequency, height, width = values
+        return (
+            f"formant {number} {float(frequency) * rng.uniform(0.975, 1.025):.0f} "
+            f"{int(height) + rng.randint(-6, 6)} {int(width) + rng.randint(-10, 10)}"
         )
+    if key == "tone":
+        pairs = zip(values[::2], values[1::2], strict=True)
+        moved = [f"{f} {min(255, max(30, int(h) + rng.randint(-15, 15)))}" for f, h in pairs]
+        return " ".join(["tone", *moved])
+    return line
 
-    def hear(self, pcm: NDArray[np.int16], rng: random.Random) -> Samples:
-        """Resample from 22,050 to 16,000 Hz and colour, both in one Fourier transform."""
-        # Whole blocks, in a number with small factors, with room for the filters to ring out.
-        blocks = 16 * math.ceil((len(pcm) / _BLOCK_IN + 4) / 16)
-        spectrum = np.fft.rfft(pcm - pcm.mean(), _BLOCK_IN * blocks)
-        spectrum = spectrum[: _BLOCK_OUT * blocks // 2 + 1]
-        spectrum *= self._response(len(spectrum), self.tilt + rng.uniform(-0.1, 0.1))
-        audio = np.fft.irfft(spectrum, _BLOCK_OUT * blocks) * (_BLOCK_OUT / _BLOCK_IN)
-        return audio[: math.ceil(len(pcm) * _BLOCK_OUT / _BLOCK_IN)]
 
-    def _response(self, bins: int, tilt: float) -> NDArray[np.complex128]:
-        hertz = np.linspace(0, SAMPLE_RATE / 2, bins)
-        amplitude = 10 ** (self.gain_db / 40)
-        omega = 2 * math.pi * self.frequency / SAMPLE_RATE
-        alpha = math.sin(omega) / (2 * self.quality)
-        z = _delay(bins)
-        shared = -2 * math.cos(omega) * z
-        up = (1 + alpha * amplitude) + shared + (1 - alpha * amplitude) * z**2
-        down = (1 + alpha / amplitude) + shared + (1 - alpha / amplitude) * z**2
-        taper = np.interp(hertz, _TAPER, (1.0, 0.0))
-        return (1 - tilt * z) * up / down * taper
+def _hear(pcm: NDArray[np.int16], microphone: Sequence[float], rng: random.Random) -> Samples:
+    """Resample from 22,050 to 16,000 Hz and colour, both in one Fourier transform.
+
+    The colour is a first-order tilt and one peaking band (Bristow-Johnson's audio EQ cookbook).
+    """
+    # Whole blocks, in a number with small factors, with room for the filters to ring out.
+    blocks = 16 * math.ceil((len(pcm) / _BLOCK_IN + 4) / 16)
+    spectrum = np.fft.rfft(pcm - pcm.mean(), _BLOCK_IN * blocks)[: _BLOCK_OUT * blocks // 2 + 1]
+    tilt, frequency, gain_db, quality = microphone
+    tilt += rng.uniform(-0.1, 0.1)
+    amplitude = 10 ** (gain_db / 40)
+    omega = 2 * math.pi * frequency / SAMPLE_RATE
+    alpha = math.sin(omega) / (2 * quality)
+    z = _delay(len(spectrum))
+    shared = -2 * math.cos(omega) * z
+    up = (1 + alpha * amplitude) + shared + (1 - alpha * amplitude) * z**2
+    down = (1 + alpha / amplitude) + shared + (1 - alpha / amplitude) * z**2
+    taper = np.interp(np.linspace(0, SAMPLE_RATE / 2, len(spectrum)), _TAPER, (1.0, 0.0))
+    spectrum *= (1 - tilt * z) * up / down * taper
+    audio = np.fft.irfft(spectrum, _BLOCK_OUT * blocks) * (_BLOCK_OUT / _BLOCK_IN)
+    return audio[: math.ceil(len(pcm) * _BLOCK_OUT / _BLOCK_IN)]
 
 
 def _delay(bins: int) -> NDArray[np.complex128]:
@@ -117,12 +158,9 @@ def _record(
 ) -> tuple[Samples, list[Segment]]:
     """Set the level, put silence around and noise under the speech; move its segments along."""
     lead, trail = (round(rng.uniform(0.05, 0.30) * SAMPLE_RATE) for _ in range(2))
+    bounds = [(int(s.onset * SAMPLE_RATE), int(s.offset * SAMPLE_RATE)) for s in segments]
     voiced = np.concatenate(
-        [
-            speech[int(s.onset * SAMPLE_RATE) : int(s.offset * SAMPLE_RATE)]
-            for s in segments
-            if s.phone != SILENCE
-        ]
+        [speech[a:b] for (a, b), s in zip(bounds, segments, strict=True) if s.phone != SILENCE]
     )
     speech = speech * (10 ** (rng.uniform(-28, -19) / 20) / np.sqrt(np.mean(voiced**2)))
     audio = np.pad(speech, (lead, trail))
@@ -131,7 +169,8 @@ def _record(
     shift, end = lead / SAMPLE_RATE, len(audio) / SAMPLE_RATE
     moved = [Segment(s.onset + shift, s.offset + shift, s.phone) for s in segments]
     silences = Segment(0.0, shift, SILENCE), Segment(moved[-1].offset, end, SILENCE)
-    return audio * min(1.0, 0.99 / np.abs(audio).max()), tidy([silences[0], *moved, silences[1]])
+    audio *= min(1.0, 0.99 / np.abs(audio).max())
+    return audio, espeak.tidy([silences[0], *moved, silences[1]])
 
 
 def _noise(num_samples: int, rng: random.Random) -> Samples:
@@ -144,18 +183,11 @@ def _noise(num_samples: int, rng: random.Random) -> Samples:
 
 
 def _write_wav(path: str, audio: Samples) -> None:
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
+    with open(path, "xb") as out, wave.open(out, "wb") as file:
         file.setparams((1, 2, SAMPLE_RATE, len(audio), "NONE", "not compressed"))
         file.writeframes(np.rint(audio * 32_767).astype("<i2").tobytes())
-    with open(path, "xb") as out:
-        out.write(buffer.getbuffer())
 
 
 def main() -> None:
-    """Run the task on stdin; on failure one line on stderr and exit status 1."""
-    try:
-        print(json.dumps(list(run(Task(**json.load(sys.stdin))))))
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        sys.exit(str(reason))
+    """Say the part on stdin."""
+    print(json.dumps(list(say(Part(**json.load(sys.stdin))))))

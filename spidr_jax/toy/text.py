@@ -90,23 +90,12 @@ RULES = {
         "is {phrase} {adjective} or {adjective}?",
     ],
     "time": [
-        "in the morning",
-        "at noon",
-        "every thursday",
-        "on the third of july",
-        "before breakfast",
-        "after school",
-        "last february",
-        "all through the night",
-        "this weekend",
-        "for an hour",
-        "at dusk",
-        "during the voyage",
-        "twelve years ago",
-        "next month",
+        "in the morning", "at noon", "every thursday", "on the third of july", "before breakfast",
+        "after school", "last february", "all through the night", "this weekend", "for an hour",
+        "at dusk", "during the voyage", "twelve years ago", "next month",
     ],
     **{name: words.split() for name, words in WORDS.items()},
-}
+}  # fmt: skip
 MIN_WORDS, MAX_WORDS = 4, 16
 
 
