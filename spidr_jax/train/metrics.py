@@ -1,6 +1,7 @@
-"""The run's numbers on disk: one JSON object a line in metrics.jsonl."""
+"""The run's numbers on disk: one JSON object a line in metrics.jsonl, which only grows."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,76 +9,78 @@ from typing import Any
 
 from spidr_jax.eval.metrics import Key, key_text
 
+_log = logging.getLogger(__name__)
+
 
 class MetricsWriter:
-    """Writes lines, each at once, no step twice, none beyond the step that a run starts from.
-
-    What a full disk does not take is kept and written with the next line.
-    """
+    """Appends lines, each at once; `read` merges those of a step."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Continue the file after `step` finished steps; a line cut by a crash is dropped."""
-        kept = [line for line in read(path) if line["step"] <= step]
-        rewritten = path.with_suffix(".tmp")
-        rewritten.write_bytes(b"".join(map(_format, kept)))
-        rewritten.replace(path)
-        self._last = kept[-1] if kept else {"step": -1}
-        self._tail = _format(self._last) if kept else b""  # the last line, and what waits before it
-        self._offset = path.stat().st_size - len(self._tail)  # where it belongs
-        self._written = True
-        self._file = path.open("r+b", buffering=0)
+        """Continue the file after `step` finished steps; what lies beyond counts no longer."""
+        self._last: dict[str, Any] = {"step": step}
+        self._file = path.open("ab", buffering=0)
+        self._cut = path.stat().st_size > 0  # by a crash, maybe: an empty line harms nobody
+        lines = read(path)
+        if lines and lines[-1]["step"] > step:
+            self.write(step, {})
+        self._last.update(*(line for line in lines if line["step"] == step))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write a line after `step` finished steps, or add to the line if the last is of it.
+        """Append a line of values after `step` finished steps.
 
         Raises:
-            OSError: the file cannot be written; the line is kept.
+            OSError: the file does not take it.
         """
-        if self._last["step"] == step:
-            values = {**self._last, **values}
-            self._tail = self._tail[: -len(_format(self._last))]
-        elif self._written:
-            self._offset += len(self._tail)
-            self._tail = b""
-        self._last = {"step": step, **values}
-        self._tail += _format(self._last)
-        self._write_tail()
-
-    def _write_tail(self) -> None:
-        self._written = False
-        self._file.seek(self._offset)
-        left = memoryview(self._tail)
-        while left:
-            left = left[self._file.write(left) :]
-        self._file.truncate()  # a line may have become shorter
-        self._written = True
+        earlier = self._last if self._last["step"] == step else {}
+        self._last = {**earlier, "step": step, **values}
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        line = json.dumps({"step": step, **finite}).encode() + b"\n"
+        line = b"\n" * self._cut + line
+        self._cut = True
+        if self._file.write(line) < len(line):
+            raise OSError("no room for the line")
+        self._cut = False
 
     def has(self, step: int, name: str) -> bool:
-        """Whether the last line is of `step` and holds a value of that name."""
+        """Whether the last values are of `step`, and one of that name is among them."""
         return self._last["step"] == step and name in self._last
 
     def close(self) -> None:
-        """Write what is still kept, and close the file.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        with self._file:
-            if not self._written:
-                self._write_tail()
+        """Close the file."""
+        self._file.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, without one that a crash cut."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+    """The values of each step, in order, as those of an uninterrupted run.
+
+    Where steps go back the run was resumed: what it had written beyond counts no longer. Of a
+    value that a step has twice the last counts. A line that is none (a crash cut it) is left out.
+    """
+    steps: dict[int, dict[str, Any]] = {}
+    damaged = []
+    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for number, text in enumerate(texts, 1):
+        line = _parse(text)
+        if line is None:
+            damaged += [str(number)] if text else []
             continue
-        if "step" in line:
-            lines.append(line)
-    return lines
+        while steps and next(reversed(steps)) > line["step"]:
+            steps.popitem()
+        steps.setdefault(line["step"], {}).update(line)
+    if damaged:
+        _log.warning("%s: left out, as no metrics: lines %s", path, ", ".join(damaged[:9]))
+    return [line for line in steps.values() if len(line) > 1]
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
 
 
 def flatten(values: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
@@ -91,11 +94,3 @@ def flatten(values: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
         for layer, of_layer in zip(layers, value, strict=True):
             flat[key_text(Key("", layer, short))] = of_layer.item()
     return flat
-
-
-def _format(line: dict[str, Any]) -> bytes:
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in line.items()
-    }
-    return json.dumps(finite, ensure_ascii=True).encode() + b"\n"
