@@ -1,17 +1,15 @@
-"""Which kernels a training step spends its time in, read from a trace of JAX's profiler."""
+"""Which parts of the model a training step spends its time in, read from JAX's profiler's trace."""
 
 import collections
 import gzip
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from spidr_jax.bench.hlo import place
 from spidr_jax.bench.timing import Start
 
 STEPS = 3
@@ -19,6 +17,12 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(\S+) = (.*)", re.MULTILINE)
 _SOURCE = re.compile(r'metadata=\{.*?op_name="([^"]*)"')
 _CONTROL = ("while", "conditional", "call")  # whose time is that of what they run
 _LINES = ("Stream", "XLA Ops")  # of a GPU's kernels, of a TPU's operations
+# what JAX adds to the names of modules and scopes
+_WRAPPER = re.compile(r"(?:jvp|transpose|vmap)\((.*)\)")
+_NO_PART = re.compile(
+    r"|jit\(.*|.*->.*|.*<locals>.*|while|body|cond|closed_call|checkpoint|rematted_computation|\w+_\d+"
+)
+Events = list[dict[str, Any]]
 
 
 def profile(start: Start, program: str, folder: str) -> list[dict[str, Any]]:
@@ -30,7 +34,7 @@ def profile(start: Start, program: str, folder: str) -> list[dict[str, Any]]:
         folder: for the trace, which TensorBoard and Perfetto read.
 
     Returns:
-        As `total_times` does, the largest first.
+        As `part_times` does.
 
     Raises:
         ValueError: the trace has no operations.
@@ -43,17 +47,17 @@ def profile(start: Start, program: str, folder: str) -> list[dict[str, Any]]:
     (path,) = set(_traces(folder)) - before
     with gzip.open(path, "rt", encoding="utf-8") as file:
         events = json.load(file)["traceEvents"]
-    if found := total_times(events, program, STEPS):
+    if found := part_times(events, program, STEPS):
         return found
     raise ValueError(f"{path}: the trace has no operations")
 
 
-def _traces(folder: str) -> Iterable[Path]:
-    return Path(folder).glob("plugins/profile/*/*.trace.json.gz")
+def _traces(folder: str) -> list[Path]:
+    return list(Path(folder).glob("plugins/profile/*/*.trace.json.gz"))
 
 
-def total_times(events: list[dict[str, Any]], program: str, steps: int) -> list[dict[str, Any]]:
-    """Add up the time of operations of the same kind from the same place, over all layers.
+def part_times(events: Events, program: str, steps: int) -> list[dict[str, Any]]:
+    """Add up the time of each part of the model, over all its layers.
 
     Args:
         events: of the trace: Chrome's, in microseconds.
@@ -61,29 +65,42 @@ def total_times(events: list[dict[str, Any]], program: str, steps: int) -> list[
         steps: that were traced.
 
     Returns:
-        For each kind and place "name", "source", "ms" and "calls" of a step, and "share" of all.
-        Where several operations are under way, as on several streams or threads, each gets an
-        equal part of the time: all together take as long as the device is busy.
+        For each "part" and "pass", the longest first: "ms" of a step, and "share" of all. Where
+        several operations are under way, as on several streams or threads, each gets an equal part
+        of the time: all together take as long as the device is busy.
     """
     sources = _sources(program)
     times: dict[tuple[str, str], float] = collections.defaultdict(float)
-    calls: dict[tuple[str, str], int] = collections.defaultdict(int)
     operations = _operations(events)
     for event, time in zip(operations, _shared_times(events, operations), strict=True):
-        key = _kind(event["name"]), place(_source(event, sources))
-        times[key] += time
-        calls[key] += 1
+        times[part(_source(event, sources))] += time
     whole = sum(times.values())
     return [
-        {
-            "name": key[0],
-            "source": key[1],
-            "ms": time / steps / 1e3,
-            "calls": calls[key] / steps,
-            "share": time / whole,
-        }
+        {"part": key[0], "pass": key[1], "ms": time / steps / 1e3, "share": time / whole}
         for key, time in sorted(times.items(), key=lambda item: -item[1])
     ]
+
+
+def part(source: str) -> tuple[str, str]:
+    """The part of the model, and the pass, that an operation belongs to.
+
+    Args:
+        source: as JAX names it: "jit(step)/transpose(jvp(Encoder))/layers_3/attention/mul".
+
+    Returns:
+        Such as ("Encoder/attention", "backward"). Of what is in no module or scope: "losses" is
+        what is differentiated, "masks and update" the rest.
+    """
+    names = []
+    for name in source.split("/")[:-1]:  # the last is the operation
+        while match := _WRAPPER.fullmatch(name):
+            name = match[1]
+        if not _NO_PART.fullmatch(name):
+            names.append(name)
+    if not names:
+        names = ["losses" if "jvp(" in source else "masks and update"]
+    depth = 3 if names[0] == "teacher" else 2
+    return "/".join(names[:depth]), "backward" if "transpose(" in source else "forward"
 
 
 def _source(event: dict[str, Any], sources: dict[str, str]) -> str:
@@ -105,7 +122,7 @@ def _sources(program: str) -> dict[str, str]:
     return found
 
 
-def _operations(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _operations(events: Events) -> Events:
     """A device's kernels, or on CPU the operations that the host's threads ran."""
     names: dict[tuple[Any, Any], str] = {}
     for event in events:
@@ -125,7 +142,7 @@ def _operations(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _shared_times(events: list[dict[str, Any]], operations: list[dict[str, Any]]) -> list[float]:
+def _shared_times(events: Events, operations: Events) -> list[float]:
     """Each operation's part of the time, divided among those under way at the same time."""
     starts = np.array([event["ts"] for event in operations], float)
     ends = np.array(_ends(events, operations), float)
@@ -138,7 +155,7 @@ def _shared_times(events: list[dict[str, Any]], operations: list[dict[str, Any]]
     return (until[np.searchsorted(times, ends)] - until[np.searchsorted(times, starts)]).tolist()
 
 
-def _ends(events: list[dict[str, Any]], operations: list[dict[str, Any]]) -> list[float]:
+def _ends(events: Events, operations: Events) -> list[float]:
     """When each operation ends: on CPU it may go on after its call, until "end: NAME"."""
     said = collections.defaultdict(list)
     for event in sorted(events, key=lambda event: -event.get("ts", 0)):
@@ -153,19 +170,11 @@ def _ends(events: list[dict[str, Any]], operations: list[dict[str, Any]]) -> lis
     return [found[id(event)] for event in operations]
 
 
-def _kind(name: str) -> str:
-    """An operation's name without its number."""
-    return re.sub(r"[._]\d*$", "", name)
-
-
-def table(found: list[dict[str, Any]], lines: int = 25) -> str:
-    """A table in Markdown of what takes most."""
-    texts = ["| ms of a step | share | calls | kernel | from |", "|---|---|---|---|---|"]
-    for each in found[:lines]:
-        texts.append(
-            f"| {each['ms']:,.2f} | {each['share']:.1%} | {each['calls']:g} "
-            f"| {each['name'][:60]} | {each['source'][-90:]} |"
-        )
-    rest = sum(each["ms"] for each in found[lines:])
-    texts.append(f"| {rest:,.2f} | | | {len(found[lines:])} others | |")
-    return "\n".join(texts)
+def table(found: list[dict[str, Any]]) -> str:
+    """A table in Markdown."""
+    lines = ["| part of the model | pass | ms of a step | share |", "|---|---|---|---|"]
+    lines += [
+        f"| {each['part']} | {each['pass']} | {each['ms']:,.2f} | {each['share']:.1%} |"
+        for each in found
+    ]
+    return "\n".join(lines)

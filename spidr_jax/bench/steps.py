@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from spidr_jax.bench import flops, memory, profiling, setups, step_parts
+from spidr_jax.bench import flops, memory, profiling, setups
 from spidr_jax.bench.setups import Setup
 from spidr_jax.bench.timing import Start, measure_peak, spread, stepper, take_turns
 from spidr_jax.data.audio import SAMPLE_RATE
@@ -69,7 +68,6 @@ def bench_step(
     frozen: bool = False,
     steps: int = 20,
     reference: bool = False,
-    parts: bool = False,
     profile: str | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -80,13 +78,12 @@ def bench_step(
         frozen: the phase from `freeze_step` on.
         steps: at least so many timed steps.
         reference: also time the PyTorch reference, in turns with ours.
-        parts: also time the step's parts.
         profile: a folder for a trace of three more steps, which is also read.
         say: gets each table, in Markdown, as soon as it is measured.
 
     Returns:
         What JSON holds: "conditions", "peak_tflops", "tflop" of a step, "contenders", "ratios" and
-        "skipped" by name, and "parts" and "profile" as asked for.
+        "skipped" by name, and "profile" if asked for.
 
     Raises:
         ImportError: the reference is not installed.
@@ -102,7 +99,6 @@ def bench_step(
     conditions = _conditions(setup, frozen)
     peak = measure_peak(setup.step_config.dtype)
     program = compile_step(setup, frozen)
-    state = jax.tree.map(jnp.copy, program.state) if parts else None  # the step takes over its own
     ours = stepper(program.compiled, program.state, program.batch, program.key)
     for _ in range(WARM_UP):
         ours()()
@@ -117,9 +113,6 @@ def bench_step(
     found: dict[str, Any] = {"conditions": conditions, "skipped": skipped}
     found |= _describe(setup, frozen, peak, program, times)
     say(_table(found))
-    if state:
-        found["parts"] = step_parts.bench_parts(setup, frozen, state, program.batch, steps, peak)
-        say("\n" + step_parts.table(found["parts"]))
     if profile:
         found["profile"] = profiling.profile(ours, program.compiled.as_text() or "", profile)
         say("\n" + profiling.table(found["profile"]))

@@ -69,11 +69,6 @@ def stepper(compiled: Callable[..., tuple[Any, Any]], carry: Any, *others: Any) 
     return start
 
 
-def caller(compiled: Callable[..., Any], *arguments: Any) -> Start:
-    """Run `compiled(*arguments)` again and again."""
-    return lambda: partial(jax.block_until_ready, compiled(*arguments))
-
-
 def measure_peak(dtype: Any) -> float:
     """FLOP per second of a large square matrix product: the fastest of a few runs."""
     on_cpu = jax.default_backend() == "cpu"
