@@ -28,7 +28,6 @@ from spidr_jax.eval import abx, items
 from spidr_jax.eval.results import Measured, as_dict, table
 from spidr_jax.inference import model as inference
 from spidr_jax.inference import outputs as measure
-from spidr_jax.inference import windows
 from spidr_jax.inference.datasets import open_set
 from spidr_jax.inference.forward import KINDS, layers_of, make_joint_forward
 from spidr_jax.inference.outputs import AbxOptions, EvaluationSet
@@ -116,7 +115,7 @@ def _of_checkpoint(
 
     def run(corpus: Corpus, layers: Mapping[str, tuple[int, ...]]) -> Any:
         forward = make_joint_forward(config, inference.DTYPES[args.precision], layers)
-        batch_samples = round(seconds * windows.SAMPLE_RATE)
+        batch_samples = round(seconds * audio.SAMPLE_RATE)
         return measure.of_model(forward, found.params, config, corpus, batch_samples)
 
     clustered = wanted_layers(config, ["features"], args.layers)["features"]

@@ -24,7 +24,6 @@ import numpy as np
 from spidr_jax.data import audio, parallel
 from spidr_jax.data.corpus import Corpus, Row, open_manifest
 from spidr_jax.inference import model as inference
-from spidr_jax.inference import windows
 from spidr_jax.inference import writers as extract_files
 from spidr_jax.inference.forward import KINDS
 from spidr_jax.train import sharding
@@ -147,7 +146,7 @@ def _run(args: argparse.Namespace) -> int:
         extract_files.settle(folder, settings, args.force)
         out = extract_files.ArrayFiles(folder, args.layers, args.format, args.force, corpus)
     there = len(out.done)
-    batch_samples = round(seconds * windows.SAMPLE_RATE)
+    batch_samples = round(seconds * audio.SAMPLE_RATE)
     with out:
         problems = extract(
             model, corpus, args.kind, args.layers, out, batch_samples=batch_samples, jobs=args.jobs

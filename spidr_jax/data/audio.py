@@ -160,7 +160,10 @@ def standardisation(pcm: np.ndarray) -> tuple[np.float32, np.float32]:
     return np.float32(mean), np.float32(1.0 / np.sqrt(variance + _EPSILON * _FULL_SCALE**2))
 
 
-def standardised(pcm: np.ndarray) -> np.ndarray:
-    """Standardise a whole utterance int16 [S] by `standardisation`: float32 [S]."""
-    mean, inv_std = standardisation(pcm)
-    return (pcm - mean) * inv_std
+def standardised(waveform: np.ndarray) -> np.ndarray:
+    """A whole utterance [S], int16 or floating point in [-1, 1], with mean 0 and variance 1."""
+    if waveform.dtype == np.int16:
+        mean, inv_std = standardisation(waveform)
+        return (waveform - mean) * inv_std
+    wide = waveform.astype(np.float64)
+    return ((wide - wide.mean()) / np.sqrt(wide.var() + _EPSILON)).astype(np.float32)

@@ -4,25 +4,23 @@ B batch, S samples, T frames, D model width, V codes per codebook, n layers aske
 """
 
 import math
-import numbers
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spidr_jax.inference import windows
-from spidr_jax.inference.forward import Forward, JointForward, make_forward
+from spidr_jax.data import audio
+from spidr_jax.data.audio import SAMPLE_RATE
+from spidr_jax.inference.forward import Forward, make_forward
+from spidr_jax.inference.stream import MAX_SECONDS, Utterance, round_up, stream
 from spidr_jax.model.config import ModelConfig
 from spidr_jax.weights.load import read
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_EPSILON = 1e-5  # of the standardisation in training
-Put = Callable[[np.ndarray], Any]
-Utterance = tuple[Any, np.ndarray]
 
 
 def load(
@@ -30,7 +28,7 @@ def load(
     *,
     model_type: str | None = None,
     dtype: str = "float32",
-    max_seconds: float = windows.MAX_SECONDS,
+    max_seconds: float = MAX_SECONDS,
 ) -> "SpeechModel":
     """Load a trained model for use.
 
@@ -39,7 +37,7 @@ def load(
             .safetensors file of the PyTorch side.
         model_type: "spidr" or "dinosr", for a file that does not say it.
         dtype: "float32" or "bfloat16", of the computation.
-        max_seconds: longer audio is cut into windows; `spidr_jax.windows` states the rule.
+        max_seconds: longer audio is cut into windows; `inference.stream` states the rule.
 
     Raises:
         FileNotFoundError: there is nothing there.
@@ -48,10 +46,6 @@ def load(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype = {dtype!r}: allowed is {' or '.join(DTYPES)}")
-    if not isinstance(max_seconds, numbers.Real) or not math.isfinite(max_seconds):
-        raise ValueError(
-            f"max_seconds = {max_seconds!r}: allowed is a number above {2 * windows.CONTEXT:g}"
-        )
     found = read(path, model_type, student_only=True)
     return SpeechModel(found.config, found.arrays["params"], DTYPES[dtype], max_seconds, found.step)
 
@@ -71,8 +65,8 @@ class SpeechModel:
         standardised: whether each utterance has mean 0 and variance 1 already; else it is made so
             over its whole length, as in training.
 
-    They raise ValueError where an argument is none of these, and where an utterance is too short
-    for a frame. One frame is 20 ms; arrays are compiled for a few rounded lengths only.
+    They raise ValueError where audio is none of these or too short for a frame, or where a layer
+    does not exist, TypeError where it is no integer. Compiled are a few rounded lengths only.
 
     Attributes:
         config: the architecture.
@@ -87,7 +81,7 @@ class SpeechModel:
         self.config, self.step = config, step
         self.params = jax.device_put(jax.tree.map(np.ascontiguousarray, params))
         self._dtype = dtype
-        self._max_samples = round(max_seconds * windows.SAMPLE_RATE)
+        self._max_samples = round(max_seconds * SAMPLE_RATE)
         self._forwards: dict[tuple[str, tuple[int, ...]], Forward] = {}
 
     def features(self, waveform: Any, layer: int | Sequence[int] = 6, **options: Any) -> np.ndarray:
@@ -125,7 +119,7 @@ class SpeechModel:
         """Outputs [n, T, ...] of many standardised utterances; see `stream`."""
         forward = self.forward(kind, layers)
         options = {"max_samples": self._max_samples} | options
-        return stream(forward, self.params, self.config, utterances, **options)
+        return stream(forward, self.params, self.config.framing, utterances, **options)
 
     def _ask(
         self,
@@ -134,25 +128,29 @@ class SpeechModel:
         layer: int | Sequence[int],
         *,
         lengths: Any = None,
-        sample_rate: int = windows.SAMPLE_RATE,
+        sample_rate: int = SAMPLE_RATE,
         standardised: bool = False,
     ) -> np.ndarray:
-        layers, one_layer = _layers(layer)
-        rows = _rows(waveform, lengths, sample_rate)
-        given = np.shape(waveform)
-        if len(given) == 2 and self.num_frames(given[1]) < 1 <= self.num_frames(given[0]):
+        if sample_rate != SAMPLE_RATE:
             raise ValueError(
-                f"waveform: shape {given} looks like [samples, channels]; "
-                "allowed is [S], mono, or a batch [B, S]"
+                f"sample_rate = {sample_rate}: allowed is {SAMPLE_RATE}; resample the audio first, "
+                "files with `python -m spidr_jax.data.manifest prepare`"
             )
+        one_layer = np.ndim(layer) == 0
+        layers = tuple(map(operator.index, np.atleast_1d(layer)))
+        rows = _utterances(waveform, lengths)
         for row in rows:
             if self.num_frames(len(row)) < 1:
-                raise ValueError(f"waveform: an utterance of {len(row)} samples gives no frame")
+                shape = np.shape(waveform)
+                raise ValueError(
+                    f"waveform: an utterance of {len(row)} samples gives no frame, of shape {shape}"
+                    "; allowed is [S], mono, or a batch [B, S], not [samples, channels]"
+                )
         if not standardised:
-            rows = [standardise(row) for row in rows]
+            rows = [audio.standardised(row) for row in rows]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         # one batch a length, and rows rounded to a power of two: few shapes are compiled
-        budget = 2 ** math.ceil(math.log2(len(rows))) * windows.round_up(
+        budget = 2 ** math.ceil(math.log2(len(rows))) * round_up(
             min(len(rows[order[-1]]), self._max_samples)
         )
         outputs = dict(
@@ -169,144 +167,20 @@ class SpeechModel:
         return result[0] if one_layer else result
 
 
-def stream(
-    forward: Forward | JointForward,
-    params: Any,
-    config: ModelConfig,
-    utterances: Iterable[Utterance],
-    *,
-    batch_samples: int,
-    max_samples: int = round(windows.MAX_SECONDS * windows.SAMPLE_RATE),
-    devices: int = 1,
-    put: Put = jnp.asarray,
-) -> Iterator[tuple[Any, Any]]:
-    """Outputs [n, T, ...] of many utterances, in their order, in batches of a few shapes.
-
-    Args:
-        forward: of `make_forward`, or of `make_joint_forward` for a dict of outputs by kind.
-        params: the student side's parameters.
-        config: the architecture.
-        utterances: keys with standardised waveforms [S], best sorted by length.
-        batch_samples: padded samples of a batch, at most (a single row may be longer).
-        max_samples: a longer utterance is cut into windows.
-        devices: what the rows of a batch are a multiple of.
-        put: brings an array of a batch, [B, ...], to the devices.
-    """
-    whole: list[Any] = []
-    for batch in _batches(_pieces(utterances, config, max_samples), batch_samples, devices):
-        outputs = _run(forward, params, batch, put)
-        for piece, output in zip(batch.pieces, outputs, strict=True):
-            first, end = piece.window.first, piece.window.first + piece.window.frames
-            whole.append(jax.tree.map(lambda x, kept=slice(first, end): x[:, kept], output))
-            if piece.ends:
-                yield piece.key, jax.tree.map(_joined, *whole)
-                whole = []
-
-
-def standardise(waveform: np.ndarray) -> np.ndarray:
-    """(x - mean) / sqrt(var + 1e-5) over all of an utterance [S], float32, as in training."""
-    wide = waveform.astype(np.float64)
-    return ((wide - wide.mean()) / np.sqrt(wide.var() + _EPSILON)).astype(np.float32)
-
-
-def _joined(*parts: np.ndarray) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-
-
-class _Piece(NamedTuple):
-    """One window of an utterance; `ends` marks the last."""
-
-    key: Any
-    samples: np.ndarray
-    window: windows.Window
-    ends: bool
-
-
-class _Batch(NamedTuple):
-    pieces: list[_Piece]
-    rows: int
-    length: int
-
-
-def _pieces(
-    utterances: Iterable[Utterance], config: ModelConfig, max_samples: int
-) -> Iterator[_Piece]:
-    for key, waveform in utterances:
-        cuts = windows.cut(len(waveform), config.framing, max_samples)
-        for i, window in enumerate(cuts):
-            samples = waveform[window.start : window.stop]
-            yield _Piece(key, samples, window, i == len(cuts) - 1)
-
-
-def _batches(pieces: Iterable[_Piece], batch_samples: int, devices: int) -> Iterator[_Batch]:
-    """Fill batches in order; their rows depend on their length alone."""
-
-    def rows(length: int) -> int:
-        return max(batch_samples // length // devices, 1) * devices
-
-    batch: list[_Piece] = []
-    length = 0
-    for piece in pieces:
-        longer = max(length, windows.round_up(len(piece.samples)))
-        if batch and len(batch) + 1 > rows(longer):
-            yield _Batch(batch, rows(length), length)
-            batch, longer = [], windows.round_up(len(piece.samples))
-        batch.append(piece)
-        length = longer
-    if batch:
-        yield _Batch(batch, rows(length), length)
-
-
-def _run(forward: Forward | JointForward, params: Any, batch: _Batch, put: Put) -> list[Any]:
-    """Outputs [n, T, ...] of the pieces of a batch, padded frames included."""
-    waveforms = np.zeros((batch.rows, batch.length), np.float32)
-    lengths = np.full(batch.rows, batch.length, np.int32)
-    for row, piece in enumerate(batch.pieces):
-        waveforms[row, : len(piece.samples)] = piece.samples
-        lengths[row] = len(piece.samples)
-    output = jax.tree.map(np.asarray, forward(params, put(waveforms), put(lengths)))
-    return [jax.tree.map(lambda x, i=i: x[:, i], output) for i in range(len(batch.pieces))]
-
-
-def _layers(layer: Any) -> tuple[tuple[int, ...], bool]:
-    """The numbers in an argument, and whether it is a single one."""
-    try:
-        one_layer = np.ndim(layer) == 0
-        layers = tuple(map(operator.index, [layer] if one_layer else layer))
-    except (TypeError, ValueError):  # of np.ndim where a list is ragged
-        layers = ()
-    if not layers:
-        raise ValueError(f"layer = {layer!r}: allowed is an integer or a sequence of several")
-    return layers, one_layer
-
-
-def _rows(waveform: Any, lengths: Any, sample_rate: int) -> list[np.ndarray]:
-    """The utterances of an argument, each [S], checked."""
-    if sample_rate != windows.SAMPLE_RATE:
-        raise ValueError(
-            f"sample_rate = {sample_rate}: allowed is 16000; resample the audio first, files "
-            "with `python -m spidr_jax.data.manifest prepare`"
-        )
+def _utterances(waveform: Any, lengths: Any) -> list[np.ndarray]:
+    """The utterances of an argument, each float32 [S]."""
     array = np.asarray(waveform)
     if array.dtype == np.int16:
-        array = array.astype(np.float32) / 32768
-    if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"waveform: {array.dtype}; allowed is floating point in [-1, 1] or int16")
-    if array.ndim not in (1, 2) or not array.size:
+        array = array / np.float32(32_768)
+    if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+        raise ValueError("waveform: allowed is int16, or finite floating point in [-1, 1]")
+    if array.ndim not in (1, 2):
         raise ValueError(f"waveform: shape {array.shape}; allowed is [S], mono, or a batch [B, S]")
-    if array.ndim == 1:
-        if lengths is not None:
-            raise ValueError("lengths: are for a batch [B, S]; the waveform is one utterance")
-        return [_finite(array)]
-    valid = np.full(len(array), array.shape[1]) if lengths is None else np.asarray(lengths)
-    if valid.shape != (len(array),) or not np.issubdtype(valid.dtype, np.integer):
-        raise ValueError(f"lengths: {valid.dtype} {valid.shape}; due is one integer for each row")
-    if valid.min() < 0 or valid.max() > array.shape[1]:
-        raise ValueError(f"lengths: {valid.min()} to {valid.max()} of {array.shape[1]} samples")
-    return [_finite(row[:length]) for row, length in zip(array, valid, strict=True)]
-
-
-def _finite(row: np.ndarray) -> np.ndarray:
-    if not np.isfinite(row).all():
-        raise ValueError("waveform: NaN or infinite samples")
-    return row.astype(np.float32)
+    rows = array.astype(np.float32).reshape(-1, array.shape[-1])
+    if lengths is None:
+        return list(rows)
+    valid = np.asarray(lengths)
+    if valid.shape != (len(rows),) or valid.min() < 0 or valid.max() > rows.shape[1]:
+        allowed = f"one integer from 0 to {rows.shape[1]} for each of {len(rows)} rows"
+        raise ValueError(f"lengths = {lengths}: allowed is {allowed}")
+    return [row[:length] for row, length in zip(rows, valid, strict=True)]

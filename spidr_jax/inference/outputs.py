@@ -19,8 +19,8 @@ from spidr_jax.eval.abx import AbxError
 from spidr_jax.eval.items import Items, locate, places
 from spidr_jax.eval.quality import UnitsQuality, units_quality
 from spidr_jax.eval.results import Measured
-from spidr_jax.inference import model as inference
 from spidr_jax.inference.forward import JointForward
+from spidr_jax.inference.stream import stream
 from spidr_jax.model import model
 from spidr_jax.model.config import ModelConfig
 
@@ -133,7 +133,7 @@ def of_model(
         return audio.standardised(pcm)
 
     utterances = _read(corpus, standardised, title)
-    return inference.stream(forward, params, config, utterances, batch_samples=batch_samples)
+    return stream(forward, params, config.framing, utterances, batch_samples=batch_samples)
 
 
 def of_mfcc(corpus: Corpus) -> Iterator[tuple[str, dict[str, np.ndarray]]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spidr_jax.inference import windows
+from spidr_jax.inference import stream
 from spidr_jax.model.config import ModelConfig
 
 MAX, FRAMING = 160_000, ModelConfig().framing
@@ -10,7 +10,7 @@ MAX, FRAMING = 160_000, ModelConfig().framing
 
 @pytest.mark.parametrize("num_samples", [400, 160_000, 160_001, 161_234, 480_000, 1_234_567])
 def test_every_frame_comes_once_in_its_place(num_samples: int) -> None:
-    cuts = windows.cut(num_samples, FRAMING, MAX)
+    cuts = stream.cut(num_samples, FRAMING, MAX)
     seen = []
     for window in cuts:
         assert window.stop - window.start <= MAX
@@ -25,7 +25,7 @@ def test_every_frame_comes_once_in_its_place(num_samples: int) -> None:
 
 
 def test_frames_inside_have_two_seconds_of_context() -> None:
-    cuts = windows.cut(1_000_000, FRAMING, MAX)
+    cuts = stream.cut(1_000_000, FRAMING, MAX)
     assert len(cuts) > 6
     for window in cuts[1:]:
         assert window.first == 100
@@ -36,10 +36,10 @@ def test_frames_inside_have_two_seconds_of_context() -> None:
 
 def test_windows_shorter_than_their_context_are_refused() -> None:
     with pytest.raises(ValueError, match="max_seconds = 3: allowed is more than 4"):
-        windows.cut(100_000, FRAMING, 48_000)
+        stream.cut(100_000, FRAMING, 48_000)
 
 
 def test_few_lengths_are_compiled_and_little_is_padded() -> None:
-    lengths = {n: windows.round_up(n) for n in range(400, 640_001, 7)}
+    lengths = {n: stream.round_up(n) for n in range(400, 640_001, 7)}
     assert len(set(lengths.values())) <= 32
     assert all(n <= rounded <= max(1.25 * n, 4_096) for n, rounded in lengths.items())
