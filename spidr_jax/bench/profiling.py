@@ -14,46 +14,34 @@ from spidr_jax.bench.timing import Start
 
 STEPS = 3
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(\S+) = (.*)", re.MULTILINE)
-_SOURCE = re.compile(r'metadata=\{.*?op_name="([^"]*)"')
+_SCOPE = re.compile(r'metadata=\{.*?op_name="([^"]*)"')
 _CONTROL = ("while", "conditional", "call")  # whose time is that of what they run
 _LINES = ("Stream", "XLA Ops")  # of a GPU's kernels, of a TPU's operations
 # what JAX adds to the names of modules and scopes
 _WRAPPER = re.compile(r"(?:jvp|transpose|vmap)\((.*)\)")
 _NO_PART = re.compile(
-    r"|jit\(.*|.*->.*|.*<locals>.*|while|body|cond|closed_call|checkpoint|rematted_computation|\w+_\d+"
+    r"|jit\(.*|.*->.*|.*<locals>.*|\w+_\d+"
+    r"|while|body|cond|closed_call|checkpoint|rematted_computation"
 )
 Events = list[dict[str, Any]]
 
 
 def profile(start: Start, program: str, folder: str) -> list[dict[str, Any]]:
-    """Trace some steps and add up what the trace says.
+    """Trace some steps and add up the time of each part of the model; see `part_times`.
 
     Args:
         start: starts a step.
         program: the compiled step's text, which says where its operations come from.
         folder: for the trace, which TensorBoard and Perfetto read.
-
-    Returns:
-        As `part_times` does.
-
-    Raises:
-        ValueError: the trace has no operations.
     """
-    before = set(_traces(folder))
+    before = set(Path(folder).rglob("*.trace.json.gz"))
     with jax.profiler.trace(folder):
         for _ in range(STEPS):
             wait = start()
         wait()
-    (path,) = set(_traces(folder)) - before
+    (path,) = set(Path(folder).rglob("*.trace.json.gz")) - before
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        events = json.load(file)["traceEvents"]
-    if found := part_times(events, program, STEPS):
-        return found
-    raise ValueError(f"{path}: the trace has no operations")
-
-
-def _traces(folder: str) -> list[Path]:
-    return list(Path(folder).glob("plugins/profile/*/*.trace.json.gz"))
+        return part_times(json.load(file)["traceEvents"], program, STEPS)
 
 
 def part_times(events: Events, program: str, steps: int) -> list[dict[str, Any]]:
@@ -69,11 +57,13 @@ def part_times(events: Events, program: str, steps: int) -> list[dict[str, Any]]
         several operations are under way, as on several streams or threads, each gets an equal part
         of the time: all together take as long as the device is busy.
     """
-    sources = _sources(program)
+    scopes = _scopes(program)
     times: dict[tuple[str, str], float] = collections.defaultdict(float)
     operations = _operations(events)
     for event, time in zip(operations, _shared_times(events, operations), strict=True):
-        times[part(_source(event, sources))] += time
+        operation = event.get("args", {}).get("hlo_op", "")
+        kernel = re.sub(r"_(\d+)$", r".\1", event["name"])  # all of a CUDA graph are one operation
+        times[part(scopes.get(operation) or scopes.get(kernel, ""))] += time
     whole = sum(times.values())
     return [
         {"part": key[0], "pass": key[1], "ms": time / steps / 1e3, "share": time / whole}
@@ -81,65 +71,56 @@ def part_times(events: Events, program: str, steps: int) -> list[dict[str, Any]]
     ]
 
 
-def part(source: str) -> tuple[str, str]:
+def part(scope: str) -> tuple[str, str]:
     """The part of the model, and the pass, that an operation belongs to.
 
     Args:
-        source: as JAX names it: "jit(step)/transpose(jvp(Encoder))/layers_3/attention/mul".
+        scope: as JAX names it: "jit(step)/transpose(jvp(Encoder))/layers_3/attention/mul".
 
     Returns:
         Such as ("Encoder/attention", "backward"). Of what is in no module or scope: "losses" is
         what is differentiated, "masks and update" the rest.
     """
     names = []
-    for name in source.split("/")[:-1]:  # the last is the operation
+    for name in scope.split("/")[:-1]:  # the last is the operation
         while match := _WRAPPER.fullmatch(name):
             name = match[1]
         if not _NO_PART.fullmatch(name):
             names.append(name)
     if not names:
-        names = ["losses" if "jvp(" in source else "masks and update"]
+        names = ["losses" if "jvp(" in scope else "masks and update"]
     depth = 3 if names[0] == "teacher" else 2
-    return "/".join(names[:depth]), "backward" if "transpose(" in source else "forward"
+    return "/".join(names[:depth]), "backward" if "transpose(" in scope else "forward"
 
 
-def _source(event: dict[str, Any], sources: dict[str, str]) -> str:
-    """By the operation, or, as all of a CUDA graph have its name, by that of a fusion's kernel."""
-    operation = event.get("args", {}).get("hlo_op", "")
-    of_kernel = re.sub(r"_(\d+)$", r".\1", event["name"])
-    return sources.get(operation) or sources.get(of_kernel, "")
-
-
-def _sources(program: str) -> dict[str, str]:
-    """Where each operation of a program comes from; what does not say so, from its user."""
+def _scopes(program: str) -> dict[str, str]:
+    """The scope of each operation of a program; of what does not say so, its user's."""
     found: dict[str, str] = {}
     for name, body in reversed(_INSTRUCTION.findall(program)):
-        if match := _SOURCE.search(body):
+        if match := _SCOPE.search(body):
             found[name] = match[1]
-        if source := found.get(name):
+        if scope := found.get(name):
             operands = re.findall(r"%([\w.-]+)", body.partition(", metadata=")[0])
-            found |= dict.fromkeys(operands, source)
+            found |= dict.fromkeys(operands, scope)
     return found
 
 
 def _operations(events: Events) -> Events:
     """A device's kernels, or on CPU the operations that the host's threads ran."""
-    names: dict[tuple[Any, Any], str] = {}
-    for event in events:
-        if event.get("ph") == "M" and event["name"] in ("process_name", "thread_name"):
-            names[event["pid"], event.get("tid")] = event["args"]["name"]
+    names = {
+        (event["pid"], event.get("tid")): event["args"]["name"]
+        for event in events
+        if event.get("ph") == "M" and event["name"] in ("process_name", "thread_name")
+    }
     whole = [event for event in events if event.get("ph") == "X"]
     on_device = [e for e in whole if names.get((e["pid"], None), "").startswith("/device:")]
     for line in _LINES:
-        if of_line := [
+        if kernels := [
             e for e in on_device if names.get((e["pid"], e["tid"]), "").startswith(line)
         ]:
-            return of_line
-    return [
-        event
-        for event in whole
-        if "hlo_op" in event.get("args", {}) and not event["name"].startswith(_CONTROL)
-    ]
+            return kernels
+    on_cpu = [event for event in whole if "hlo_op" in event.get("args", {})]
+    return [event for event in on_cpu if not event["name"].startswith(_CONTROL)]
 
 
 def _shared_times(events: Events, operations: Events) -> list[float]:
@@ -147,9 +128,8 @@ def _shared_times(events: Events, operations: Events) -> list[float]:
     starts = np.array([event["ts"] for event in operations], float)
     ends = np.array(_ends(events, operations), float)
     times = np.unique(np.concatenate([starts, ends]))
-    under_way = np.searchsorted(np.sort(starts), times, "right") - np.searchsorted(
-        np.sort(ends), times, "right"
-    )
+    begun = np.searchsorted(np.sort(starts), times, "right")
+    under_way = begun - np.searchsorted(np.sort(ends), times, "right")
     parts = np.diff(times) / np.maximum(under_way[:-1], 1)
     until = np.concatenate([[0.0], np.cumsum(parts)])
     return (until[np.searchsorted(times, ends)] - until[np.searchsorted(times, starts)]).tolist()
