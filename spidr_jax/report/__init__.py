@@ -1,5 +1,20 @@
-"""A picture of a run, or of several beside each other: one HTML file that opens offline."""
+"""One HTML page of a run, or of several over each other, that opens offline."""
 
-from spidr_jax.report.page import draw, write
+from pathlib import Path
 
-__all__ = ["draw", "write"]
+
+def draw(folder: Path) -> None:
+    """Write `report.html` into a run's folder from its files alone; a failure only warns.
+
+    The model is not asked, which would take longer, and memory on the run's devices;
+    `python -m spidr_jax.report` does.
+    """
+    try:
+        from spidr_jax.report.page import write  # Matplotlib is loaded only where it draws
+
+        out = folder / "report.html"
+        write([folder], out, with_model=False)
+        print(f"report: {out}", flush=True)
+    except Exception as error:  # whatever it is, the run itself went well
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"warning: no report of {folder}: {text[:300]}", flush=True)

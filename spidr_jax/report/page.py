@@ -1,41 +1,23 @@
 """The page put together and written."""
 
 import importlib.resources
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from spidr_jax.report import about, quality, training, units
-from spidr_jax.report.charts import STRETCHES, letter, swatch
-from spidr_jax.report.markup import paragraph
+from spidr_jax.eval.metrics import describe, key_text
+from spidr_jax.report import pictures, reference
+from spidr_jax.report.pictures import letter
 from spidr_jax.report.runs import Run, read_runs
+from spidr_jax.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from spidr_jax.report.probe import Probe
+    from spidr_jax.report.units import Probe
 
 # The page needs nothing from outside, and may not get anything.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-_NOTE = (
-    f"Lines of over {2 * STRETCHES} points are drawn through the means of {STRETCHES} stretches, "
-    "over a pale band from the lowest to the highest value of each. Vertical axes need "
-    "not begin at 0. Under the pointer, values are rounded; metrics.jsonl has them all."
-)
-
-
-def draw(folder: Path) -> None:
-    """Write `report.html` into a run's folder, from its files alone; a failure only warns.
-
-    It is the picture at the end of a run: the model is not asked, which would take longer and
-    memory on its devices. `python -m spidr_jax.report` does.
-    """
-    out = folder / "report.html"
-    try:
-        write([folder], out, with_model=False)
-        print(f"report: {out}", flush=True)
-    except Exception as error:  # whatever it is, the run itself went well
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"warning: no report of {folder}: {text[:300]}", flush=True)
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def write(
@@ -64,8 +46,8 @@ def write(
 
 
 def _probe(run: Run, layer: int | None) -> "Probe | str":
-    from spidr_jax.data.audio import AudioError  # JAX is loaded only where the model is asked
-    from spidr_jax.report.probe import probe
+    from spidr_jax.data.audio import AudioError
+    from spidr_jax.report.units import probe  # JAX is loaded only where the model is asked
 
     try:
         return probe(run, layer)
@@ -76,42 +58,180 @@ def _probe(run: Run, layer: int | None) -> "Probe | str":
 def page(runs: Sequence[Run], probes: Sequence["Probe | str"]) -> str:
     """The HTML of a report; a text in place of a probe says why there is none."""
     title = ", ".join(run.name for run in runs)
-    sections = [
-        training.summary(runs),
-        training.losses(runs),
-        training.usage(runs),
-        training.validation(runs),
-        quality.over_training(runs),
-        quality.evaluations(runs),
-        units.matrices(runs, probes),
-        units.utterances(runs, probes),
-        training.optimisation(runs),
-        training.speed(runs),
-        about.config(runs),
-        about.environment(runs),
+    style = (importlib.resources.files("spidr_jax.report") / "page.css").read_text()
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        *(_verdict(run, number, runs) for number, run in enumerate(runs)),
+        _cards(runs, probes),
+        _details("Every metric over steps", _metrics(runs)),
+        *_evaluations(runs),
+        *_units(runs, probes),
+        _details("Config", _fields(runs, [run.config for run in runs])),
+        _details("Environment", _fields(runs, [_saved(run) for run in runs])),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}: spidr_jax report</title>"
-        f"<style>{_asset('page.css')}</style></head>\n<body><h1>{escape(title)}</h1>"
-        f"{_legend(runs)}{paragraph(_NOTE)}\n"
-        + "\n".join(sections)
-        + f"<script>{_asset('hover.js')}</script></body></html>\n"
+        f"<title>{escape(title)}: spidr_jax report</title><style>{style}</style></head>\n<body>"
+        + "\n".join(body)
+        + "</body></html>\n"
     )
 
 
-def _legend(runs: Sequence[Run]) -> str:
-    if len(runs) < 2:
-        return ""
-    entries = "".join(
-        f"<li>{swatch(number)} <b>{letter(number)}</b> {escape(str(run.folder))}</li>"
-        for number, run in enumerate(runs)
+def _verdict(run: Run, number: int, runs: Sequence[Run]) -> str:
+    found = verdict(run)
+    name = f"<b class=c{number % 6}>{letter(number)}</b> {escape(run.name)}: "
+    facts = " · ".join(_facts(run))
+    return (
+        f'<p class="verdict {found.mood}">{name if len(runs) > 1 else ""}<b>{found.word}</b>: '
+        f"{escape(found.why)}<br><small>{escape(facts)}</small></p>"
     )
-    return f'<ul class="legend">{entries}</ul>'
 
 
-def _asset(name: str) -> str:
-    return (importlib.resources.files("spidr_jax.report") / name).read_text()
+def _facts(run: Run) -> Iterator[str]:
+    """How far the run is, of what size its model is and how fast it goes."""
+    step = max(run.lines[-1]["step"] if run.lines else 0, run.saved_step or 0)
+    steps = run.get("steps")
+    yield f"step {step:,}" + (f" of {steps:,}" if isinstance(steps, int) else "")
+    if run.get("model"):
+        names = ("encoder_num_layers", "num_codebooks", "codebook_size")
+        layers, books, codes = (run.get(f"model.{name}") for name in names)
+        yield f"{layers} layers, {books} codebooks of {codes} codes"
+    if speed := run.last("audio_seconds_per_second"):
+        yield f"{speed:,.0f} s of audio per s"
+    yield f"{run.folder}"
+
+
+def _cards(runs: Sequence[Run], probes: Sequence["Probe | str"]) -> str:
+    """The first screen's three pictures."""
+    published = "the published run on dev-clean"
+    if not all(map(reference.is_published, runs)):
+        published += ", squeezed from its 400,000 steps and 256 codes: a shape, not a target"
+    found = [
+        (run, each) for run, each in zip(runs, probes, strict=True) if not isinstance(each, str)
+    ]
+    why = next((str(text) for text in probes if text), "") if not found else ""
+    command = f"drawn by: python -m spidr_jax.report {runs[0].folder}"
+    cards = {
+        "Loss and perplexity": (
+            pictures.learning(runs),
+            f"Dashed above: validation, below: predictions. Grey: {published}.",
+            "no training step is logged yet.",
+        ),
+        "Unit quality": (
+            pictures.quality(runs),
+            "Broad: the best layer. Dashed: MFCC, from RUN/evaluate*.json of spidr_jax.evaluate "
+            "--mfcc.",
+            'set config.evaluation to "name:manifest:alignment:item".',
+        ),
+        "Units against phones": (
+            _matrix(found[0][1], *pictures.SIZE) if found else "",
+            f"{found[0][0].name}: {found[0][1].source}" if found else "",
+            why or command,
+        ),
+    }
+    shown = "".join(
+        f"<figure><h2>{name}</h2>{svg}<p>{escape(text if svg else absent)}</p></figure>"
+        for name, (svg, text, absent) in cards.items()
+    )
+    return f'<div class="cards">{shown}</div>'
+
+
+def _matrix(found: "Probe", width: float, height: float) -> str:
+    from spidr_jax.report.units import draw_matrix
+
+    return draw_matrix(found.matrix, width, height)
+
+
+def _metrics(runs: Sequence[Run]) -> str:
+    """A chart of each metric, and the last value of each."""
+    keys = dict.fromkeys(key for run in runs for key in run.keys)
+    rows = [
+        [key_text(key), describe(key.name).unit, *(_short(run.last(key_text(key))) for run in runs)]
+        for key in keys
+    ]
+    charts = f'<div class="charts">{pictures.every_metric(runs)}</div>'
+    return charts + _details("Last values", _table(["metric", "unit", *_names(runs)], rows))
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    several = len(runs) > 1
+    return [f"{letter(i)}: {run.name}" if several else run.name for i, run in enumerate(runs)]
+
+
+def _evaluations(runs: Sequence[Run]) -> Iterator[str]:
+    """What `spidr_jax.evaluate` has left in the runs' folders, file by file."""
+    for file in sorted({name for run in runs for name in run.evaluations}):
+        found = [
+            {"run": name} | row
+            for name, run in zip(_names(runs), runs, strict=True)
+            for row in run.evaluations.get(file, [])
+        ]
+        about = ("run", "step", "layer", "kind")
+        yield _details(f"Evaluation: {file}", _measured(about, found) if found else "")
+
+
+def _units(runs: Sequence[Run], probes: Sequence["Probe | str"]) -> Iterator[str]:
+    for name, found in zip(_names(runs), probes, strict=True):
+        if not isinstance(found, str):
+            rows = [{"layer": k} | each._asdict() for k, each in found.measured.items()]
+            large = _matrix(found, 1000, 40 + 14 * len(found.matrix.phones))
+            body = f"<p>{escape(found.source)}</p>{large}{_measured(('layer',), rows)}"
+            yield _details(f"Phones and units of {name}", body)
+
+
+def _measured(about: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of numbers, and what they are about."""
+    names = dict.fromkeys(n for row in rows for n, y in row.items() if n not in about and _is(y))
+    cells = [
+        [
+            *(str(row.get(name, "")) for name in about),
+            *(describe(n).text(row[n]) if _is(row.get(n)) else "" for n in names),
+        ]
+        for row in rows
+    ]
+    return _table([*about, *(describe(name).label for name in names)], cells)
+
+
+def _is(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _saved(run: Run) -> dict[str, Any]:
+    rest = {name: value for name, value in run.saved.items() if name not in ("step", "plan")}
+    return {"newest checkpoint": run.saved_step} | rest
+
+
+def _fields(runs: Sequence[Run], values: Sequence[Any]) -> str:
+    """A table of nested values; of several runs first those that differ."""
+    known = [dict(_flat(each)) for each in values]
+    names = dict.fromkeys(name for fields in known for name in fields)
+    rows = [[name, *(fields.get(name, "") for fields in known)] for name in names]
+    rows.sort(key=lambda row: len(set(row[1:])) == 1)
+    differing = sum(len(set(row[1:])) > 1 for row in rows)
+    text = f"<p>The runs differ in the first {differing}.</p>" if len(runs) > 1 else ""
+    return text + _table(["field", *_names(runs)], rows)
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value if isinstance(value, str) else json.dumps(value)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+    lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _details(summary: str, body: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>" if body else ""

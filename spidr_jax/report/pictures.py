@@ -1,118 +1,188 @@
-"""The phone x unit matrix, and utterances with waveform, phones and units, as SVG."""
+"""What the page shows over steps: learning, unit quality, and every metric."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
-from itertools import groupby
-from typing import TYPE_CHECKING
 
-import numpy as np
+from matplotlib.figure import Figure
 
-from spidr_jax.data.audio import SAMPLE_RATE
-from spidr_jax.eval.quality import LABELS_PER_SECOND, UNITS_PER_SECOND, PhoneUnitMatrix
+from spidr_jax.eval.metrics import Key, describe, key_text
+from spidr_jax.report import reference
+from spidr_jax.report.curves import BAD, INK, RUNS, SOFT, Line, layer_colours, lines, picture
+from spidr_jax.report.runs import Point, Run
+from spidr_jax.report.verdict import best_layer, least_perplexity
 
-if TYPE_CHECKING:
-    from spidr_jax.report.probe import Utterance
-
-_LEVELS = 20  # of the matrix's shade
-_ROW, _COLUMN, _LABELS, _WIDTH = 13, 30, 44, 1000  # a column's width is the most it has
-_PANEL, _HEIGHT = 340, 112  # one second of an utterance
-_SLICES = 170  # of the waveform of a second
+SIZE = 400, 340  # of the first screen's pictures
+_MARGINS = {"left": 0.09, "right": 0.82, "top": 0.94, "bottom": 0.11, "hspace": 0.24}
 
 
-def matrix_svg(matrix: PhoneUnitMatrix) -> str:
-    """Phones downwards, units to the right, the darker the more probable the phone is."""
-    phones, units = matrix.probability.shape
-    column = min((_WIDTH - _LABELS) / units, _COLUMN)
-    height = phones * _ROW + 22
-    level = np.ceil(matrix.probability * _LEVELS).astype(int)  # 0 for nothing, never for little
-    parts = []
-    for shade in range(1, _LEVELS + 1):
-        cells = "".join(
-            f"M{_LABELS + j * column:.1f} {i * _ROW}h{column:.2f}v{_ROW}h-{column:.2f}z"
-            for i, j in np.argwhere(level == shade).tolist()
-        )
-        if cells:
-            parts.append(f'<path class="cell" opacity="{shade / _LEVELS:g}" d="{cells}"/>')
-    for i, phone in enumerate(matrix.phones):
-        parts.append(
-            f'<text class="y" x="{_LABELS - 5}" y="{(i + 1) * _ROW - 3}">{escape(phone)}</text>'
-        )
-    every = max(units // 24, 1) if column < 22 else 1
-    for j in range(0, units, every):
-        x = _LABELS + (j + 0.5) * column
-        parts.append(f'<text class="x" x="{x:.1f}" y="{height - 8}">{matrix.units[j]}</text>')
-    text = f"{phones} phones by frequency, {units} units by their most probable phone"
-    return (
-        '<div class="wide matrix" tabindex="0">'
-        f'<svg viewBox="0 0 {_WIDTH + 12} {height}" role="img">'
-        f"<title>p(phone | unit)</title><desc>{text}</desc>{''.join(parts)}</svg></div>"
+def letter(number: int) -> str:
+    """A, B, C, ... of the runs."""
+    return chr(65 + number % 26) + (str(number // 26) if number >= 26 else "")
+
+
+def title(name: str) -> str:
+    """A metric's label with its unit."""
+    metric = describe(name)
+    return f"{metric.label}, {metric.unit}" if metric.unit else metric.label
+
+
+def _line(runs: Sequence[Run], number: int, key: Key, label: str) -> Line:
+    """A run's metric; one run has the label, several have letters."""
+    scale = 100 if describe(key.name).unit == "%" else 1
+    points = [(x, y and scale * y) for x, y in runs[number].series(key_text(key))]
+    return Line(letter(number) if len(runs) > 1 else label, points, RUNS[number % len(RUNS)])
+
+
+def _trained(runs: Sequence[Run], name: str, label: str) -> list[Line]:
+    key = Key("", None, name)
+    return [_line(runs, i, key, label) for i, run in enumerate(runs) if key in run.keys]
+
+
+def learning(runs: Sequence[Run]) -> str:
+    """Loss and perplexities of all runs over the published curve; empty where there are none."""
+    codes = max((run.get("model.codebook_size") or 0 for run in runs), default=0)
+    loss = _trained(runs, "loss", "training")
+    if not loss:
+        return ""
+    loss += _dashed(
+        _line(runs, i, key, key.set)
+        for i, run in enumerate(runs)
+        for key in run.keys
+        if key.set and key.name == "loss" and key.layer is None
     )
+    use = _trained(runs, "target_ppl", "target")
+    use += _dashed(_trained(runs, "pred_ppl", "prediction"))
+
+    def draw(figure: Figure) -> None:
+        above, below = figure.subplots(2, 1, sharex=True)
+        figure.subplots_adjust(**_MARGINS)
+        above.set_xlim(0, last_step(runs))
+        if codes:
+            chance, least = math.log(codes), least_perplexity(codes)
+            style = {"x": 0.99, "ha": "right"}
+            above.axhline(chance, color=SOFT, lw=1, ls=":")
+            above.text(y=chance, s=f"chance, ln {codes}", color=SOFT, va="bottom",
+                       transform=above.get_yaxis_transform(), **style)  # fmt: skip
+            below.axhspan(0, least, color=BAD, alpha=0.15, lw=0)
+            below.text(y=least / 2, s="collapse", color=BAD, va="center",
+                       transform=below.get_yaxis_transform(), **style)  # fmt: skip
+        lines(above, [*_published(runs, "loss", codes), *loss], "loss, nats")
+        lines(
+            below,
+            [*_published(runs, "target_ppl", codes), *use],
+            f"perplexity, codes of {codes or '?'}",
+            limits=(0, 1.03 * codes if codes else None),
+        )
+        below.set_xlabel("step")
+
+    return picture(*SIZE, f"loss and perplexity over steps: {_told([*loss, *use])}", draw)
 
 
-def best_units(matrix: PhoneUnitMatrix) -> list[tuple[str, str]]:
-    """For each phone the units whose most probable phone it is, with the probability."""
-    best = matrix.probability.argmax(axis=0)
-    top = matrix.probability.max(axis=0)
+def _dashed(drawn: Iterable[Line]) -> list[Line]:
+    """Those beside a solid line, at which a run's letter stands already."""
     return [
-        (phone, ", ".join(f"{matrix.units[j]} ({top[j]:.2f})" for j in np.flatnonzero(best == i)))
-        for i, phone in enumerate(matrix.phones)
+        line._replace(dashed=True, label=line.label if len(line.label) > 1 else "")
+        for line in drawn
     ]
 
 
-def utterance_svg(utterance: "Utterance") -> str:
-    """An utterance in panels of a second: waveform, phones, units (repetitions once)."""
-    seconds = max(-(-len(utterance.waveform) // SAMPLE_RATE), 1)
-    peak = float(np.abs(utterance.waveform).max(initial=0)) or 1.0
-    panels = "".join(_panel(utterance, second, peak) for second in range(seconds))
-    return f'<h3>{escape(utterance.name)}</h3><div class="charts panel">{panels}</div>'
+def _published(runs: Sequence[Run], name: str, codes: int) -> list[Line]:
+    """The published curve, brought to these runs' steps and codes where they are not its own."""
+    exact, last = all(map(reference.is_published, runs)), last_step(runs)
+    width = 1 if exact else max(run.get("steps") or last for run in runs) / reference.STEPS
+    codes = codes or reference.CODES
+    height = codes / reference.CODES
+    if name == "loss":
+        height = math.log(codes) / math.log(reference.CODES)
+    points = [(x * width, y * height) for x, y in reference.mean(name) if x * width <= last]
+    label = "published" if exact else "published,\nsqueezed"
+    return [Line(label, points, SOFT, 3, alpha=0.5 if exact else 0.25, marked=False)]
 
 
-def _panel(utterance: "Utterance", second: int, peak: float) -> str:
-    phones = list(_stretches(utterance.phones, second, LABELS_PER_SECOND))
-    units = list(_stretches(utterance.units, second, UNITS_PER_SECOND))
-    parts = [_wave(utterance.waveform, second, peak)]
-    for start, stop, label in phones:
-        x, width = start * _PANEL, (stop - start) * _PANEL
-        parts.append(f'<path class="phone" d="M{x:.1f} 50v20h{width:.1f}v-20z"/>')
-        if width >= 6 * len(label):
-            parts.append(f'<text x="{x + width / 2:.1f}" y="63">{escape(label)}</text>')
-    for start, stop, label in units:
-        x, width = start * _PANEL, (stop - start) * _PANEL
-        shade = 0.15 + 0.12 * (int(label) % 4)  # only so that neighbours differ
-        parts.append(
-            f'<path class="cell unit" opacity="{shade:.2f}" d="M{x:.1f} 74v22h{width:.1f}v-22z"/>'
-        )
-        middle = x + width / 2
-        if width >= 6 * len(label):
-            parts.append(f'<text x="{middle:.1f}" y="88">{label}</text>')
-        else:  # upright there is room for a single frame's
-            place = f'transform="translate({middle + 2.6:.1f} 85) rotate(-90)"'
-            parts.append(f'<text class="up" {place}>{label}</text>')
-    parts.append(f'<text class="y" x="0" y="108">{second} s</text>')
-    spoken = " ".join(label for _, _, label in phones)
-    numbers = " ".join(label for _, _, label in units)
-    return (
-        f'<svg viewBox="-4 0 {_PANEL + 8} {_HEIGHT}" role="img">'
-        f"<title>{escape(utterance.name)}, second {second}</title>"
-        f"<desc>phones: {escape(spoken)}; units: {numbers}</desc>{''.join(parts)}</svg>"
+def last_step(runs: Sequence[Run]) -> int:
+    """The last step of which a run has a line, at least 1."""
+    return max((line["step"] for run in runs for line in run.lines), default=0) or 1
+
+
+def _told(drawn: Sequence[Line]) -> str:
+    ends = [(line.label, [y for _, y in line.points if y is not None]) for line in drawn]
+    return "; ".join(f"{label} {y[0]:.4g} to {y[-1]:.4g}" for label, y in ends if y)
+
+
+def quality(runs: Sequence[Run]) -> str:
+    """The first set's first metrics of each direction over steps, and what MFCC give."""
+    shown: dict[str, Key] = {}
+    for key in [key for run in runs for key in run.keys if key.set and key.layer is not None]:
+        if key.name != "loss" and describe(key.name).direction:
+            shown.setdefault(describe(key.name).direction, key)
+    if not shown:
+        return ""
+    panels = [(key, list(_best(runs, key))) for _, key in sorted(shown.items())]
+
+    def draw(figure: Figure) -> None:
+        every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        figure.subplots_adjust(**_MARGINS)
+        every[0].set_xlim(0, last_step(runs))
+        for axes, (key, drawn) in zip(every, panels, strict=True):
+            lines(axes, drawn, f"{title(key.name)}, {key.set}")
+        every[-1].set_xlabel("step")
+
+    told = "; ".join(f"{title(key.name)} on {key.set}: {_told(drawn)}" for key, drawn in panels)
+    return picture(*SIZE, f"unit quality over steps: {told}", draw)
+
+
+def _best(runs: Sequence[Run], key: Key) -> Iterator[Line]:
+    """A metric of all layers, the best one's line broad and with a label, and that of MFCC."""
+    for i, run in enumerate(runs):
+        layers = run.layers(key.set, key.name)
+        best = best_layer(run, key.set, key.name) if layers else None
+        for layer in sorted(layers, key=lambda layer: layer == best):
+            line = _line(runs, i, key._replace(layer=layer), f"layer {layer}")
+            thin = line._replace(label="", width=1, alpha=0.35)
+            yield line._replace(width=2) if layer == best else thin
+    floor = next((y for run in runs if (y := run.of_mfcc(key.name)) is not None), None)
+    if floor is not None:
+        y = floor * (100 if describe(key.name).unit == "%" else 1)
+        ends: list[Point] = [(0, y), (last_step(runs), y)]
+        yield Line("MFCC", ends, SOFT, 1.2, dashed=True, marked=False)
+
+
+def every_metric(runs: Sequence[Run]) -> str:
+    """A chart of each metric that changes: of one run with all layers, of several by layer."""
+    keys = dict.fromkeys(
+        key
+        for run in runs
+        for key in run.keys
+        if len({y for _, y in run.series(key_text(key))}) > 1
     )
+    groups: dict[Key, list[Key]] = {}
+    for key in keys:
+        groups.setdefault(key._replace(layer=None) if len(runs) == 1 else key, []).append(key)
+    return "".join(_chart(runs, *group) for group in groups.items())
 
 
-def _stretches(values: np.ndarray, second: int, rate: int) -> Iterator[tuple[float, float, str]]:
-    """Start and stop, as shares of a second, of each run of equal values in it."""
-    start = 0
-    for value, run in groupby(values[second * rate : (second + 1) * rate].tolist()):
-        stop = start + len(list(run))
-        yield start / rate, stop / rate, str(value)
-        start = stop
+def _chart(runs: Sequence[Run], shown: Key, keys: Sequence[Key]) -> str:
+    drawn = [
+        _line(runs, i, key, "mean" if key.layer is None else str(key.layer))
+        for key in keys
+        for i, run in enumerate(runs)
+        if key in run.keys
+    ]
+    if len(runs) == 1:
+        shades = [*[INK] * (keys[0].layer is None), *layer_colours(len(keys))]
+        drawn = [
+            line._replace(colour=shade, width=1.2, label=line.label if len(keys) > 1 else "")
+            for line, shade in zip(drawn, shades, strict=False)
+        ]
+    where = f"{shown.set or 'training'}{'' if shown.layer is None else f', layer {shown.layer}'}"
+    text = f"{title(shown.name)} ({where})"
 
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        figure.subplots_adjust(left=0.17, right=0.88, top=0.93, bottom=0.11)
+        axes.set_xlim(0, last_step(runs))
+        lines(axes, drawn, "", log=shown.name == "grad_norm")
 
-def _wave(waveform: np.ndarray, second: int, peak: float) -> str:
-    """The outline of a second of waveform: lowest and highest sample of each slice."""
-    samples = waveform[second * SAMPLE_RATE : (second + 1) * SAMPLE_RATE]
-    size = SAMPLE_RATE // _SLICES
-    slices = [samples[i : i + size] for i in range(0, len(samples), size)]
-    step = _PANEL * size / SAMPLE_RATE
-    upper = [f"{i * step:.1f} {24 - 22 * part.max() / peak:.1f}" for i, part in enumerate(slices)]
-    lower = [f"{i * step:.1f} {24 - 22 * part.min() / peak:.1f}" for i, part in enumerate(slices)]
-    return f'<path class="wave" d="M{"L".join(upper + lower[::-1])}z"/>' if slices else ""
+    svg = picture(320, 190, f"{text}: {_told(drawn)}", draw)
+    return f"<figure><figcaption>{escape(text)}</figcaption>{svg}</figure>"

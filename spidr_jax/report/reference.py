@@ -7,37 +7,33 @@ the mean over batches of about 5,540 masked frames.
 import csv
 import importlib.resources
 from functools import cache
+from statistics import fmean
 
-from spidr_jax.report.runs import Point, Run
+from spidr_jax.eval.metrics import parse_key
+from spidr_jax.report.runs import Run
 
-SOURCE = "the published logs of arXiv 2512.20308"
-SECONDS_A_STEP = 16 * 237.5
+CODES, STEPS = 256, 400_000
 _MODEL = {
-    "model.codebook_size": 256,
+    "model.codebook_size": CODES,
     "model.encoder_num_layers": 12,
     "model.num_codebooks": 8,
 }
 
 
-def mismatch(run: Run) -> str:
-    """Why a run must not be compared with the curve, empty where it may."""
-    for field, published in _MODEL.items():
-        value = run.get(field)
-        if value != published:
-            known = "is not known" if value is None else f"is {value}"
-            return f"config.{field} {known}, not {published}"
-    return ""
+def is_published(run: Run) -> bool:
+    """Whether a run's model is that of the curve."""
+    return all(run.get(field) == value for field, value in _MODEL.items())
 
 
-def series(name: str, last: float) -> list[Point]:
-    """The curve of a metric such as "loss/5" (empty: it has none) up to step `last`."""
+def mean(name: str) -> list[tuple[float, float]]:
+    """The curve of a metric such as "loss", as the mean over codebooks."""
     return [
-        (line["step"], line[name]) for line in _lines() if name in line and line["step"] <= last
+        (int(row["step"]), fmean(float(v) for key, v in row.items() if parse_key(key).name == name))
+        for row in _rows()
     ]
 
 
 @cache
-def _lines() -> list[dict[str, float]]:
+def _rows() -> list[dict[str, str]]:
     file = importlib.resources.files("spidr_jax.report") / "reference_curves.csv"
-    rows = csv.DictReader(file.read_text().splitlines())
-    return [{name: float(value) for name, value in row.items() if value} for row in rows]
+    return list(csv.DictReader(file.read_text().splitlines()))

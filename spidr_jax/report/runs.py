@@ -5,50 +5,54 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spidr_jax.eval.metrics import METRICS, Key, key_text, parse_key
 from spidr_jax.train import metrics
 
 Point = tuple[float, float | None]  # None: a value that was not finite
 
 
-class Measured(NamedTuple):
-    """One number of an evaluation: of which layer ("MFCC" of none), output and measure."""
-
-    layer: int | str
-    kind: str
-    name: str
-    value: float
-
-
-class Evaluation(NamedTuple):
-    """What `spidr_jax.evaluate` has measured of a checkpoint after `step` steps."""
-
-    step: int | None
-    measured: list[Measured]
-
-
 class Run(NamedTuple):
-    """A run as far as its folder tells of it."""
+    """A run as far as its folder tells of it.
+
+    Attributes:
+        name: that of the folder.
+        folder: its path.
+        lines: those of metrics.jsonl, in the order of steps.
+        keys: the metrics that have a finite value, by set, name (first the registered) and layer.
+        config: empty where there is none.
+        saved_step: finished steps of the newest checkpoint.
+        saved: what lies beside its state, such as versions.
+        evaluations: by file name, the rows of `spidr_jax.evaluate`.
+    """
 
     name: str
     folder: Path
-    lines: list[dict[str, Any]]  # of metrics.jsonl, in the order of steps
-    names: set[str]  # of the metrics of which there is a finite value
+    lines: list[dict[str, Any]]
+    keys: list[Key]
     config: dict[str, Any]
-    saved_step: int | None  # of the newest checkpoint
-    saved: dict[str, Any]  # what lies beside the newest checkpoint's state, such as versions
-    evaluations: dict[str, Evaluation]  # by file name
+    saved_step: int | None
+    saved: dict[str, Any]
+    evaluations: dict[str, list[dict[str, Any]]]
 
     def series(self, name: str) -> list[Point]:
         """The values of a metric by step, where lines hold it."""
-        return [(line["step"], _number(line[name])) for line in self.lines if name in line]
+        return [(line["step"], _finite(line[name])) for line in self.lines if name in line]
 
-    def last(self, name: str) -> tuple[int, float] | None:
-        """Step and value of the last finite value of a metric."""
-        for line in reversed(self.lines):
-            value = _number(line.get(name))
-            if value is not None:
-                return line["step"], value
-        return None
+    def last(self, name: str) -> float | None:
+        """The last finite value of a metric."""
+        return next((y for _, y in reversed(self.series(name)) if y is not None), None)
+
+    def layers(self, dataset: str, name: str) -> dict[int | str, float]:
+        """The last finite values of a set's metric ("": of training), by layer."""
+        keys = [key for key in self.keys if (key.set, key.name) == (dataset, name)]
+        found = {key.layer: self.last(key_text(key)) for key in keys}
+        return {layer: y for layer, y in found.items() if layer is not None and y is not None}
+
+    def of_mfcc(self, name: str) -> float | None:
+        """A metric of MFCC by the evaluation files: theirs, or that of units of their clusters."""
+        rows = [row for each in self.evaluations.values() for row in each]
+        kinds = {row.get("kind"): row.get(name) for row in rows if row.get("layer") == "MFCC"}
+        return next((y for kind in ("features", "kmeans") if (y := _finite(kinds.get(kind)))), None)
 
     def get(self, field: str) -> Any:
         """A field of the config such as "model.codebook_size", None where it is not known."""
@@ -58,7 +62,7 @@ class Run(NamedTuple):
         return value
 
 
-def _number(value: Any) -> float | None:
+def _finite(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if abs(value) < float("inf") else None  # NaN compares false
@@ -86,14 +90,19 @@ def _read(folder: Path) -> Run:
         raise FileNotFoundError(
             f"{folder}: is no run's folder: it has no metrics.jsonl, config.json or checkpoints"
         )
-    lines = sorted(metrics.read(files[0]), key=lambda line: line["step"])
-    names = {n for line in lines for n, value in line.items() if _number(value) is not None}
+    lines = metrics.read(files[0])
+    names = {name for line in lines for name, y in line.items() if _finite(y) is not None}
+    keys = sorted(map(parse_key, names - {"step"}), key=_order)
     saved_step, saved, config = _newest(files[2])
     if files[1].exists():
         config = _read_json(files[1])
-    name = folder.absolute().name
-    evaluations = {path.name: _evaluation(path) for path in folder.glob("evaluate*.json")}
-    return Run(name, folder, lines, names, config, saved_step, saved, evaluations)
+    evaluations = {path.name: _rows(_read_json(path)) for path in folder.glob("evaluate*.json")}
+    return Run(folder.absolute().name, folder, lines, keys, config, saved_step, saved, evaluations)
+
+
+def _order(key: Key) -> tuple[str, int, str, int]:
+    place = list(METRICS).index(key.name) if key.name in METRICS else len(METRICS)
+    return key.set, place, key.name, key.layer if isinstance(key.layer, int) else -1
 
 
 def _newest(checkpoints: Path) -> tuple[int | None, dict[str, Any], dict[str, Any]]:
@@ -114,20 +123,8 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path}: is damaged: {error}") from None
 
 
-def _evaluation(path: Path) -> Evaluation:
-    """The numbers of a file of `spidr_jax.evaluate`; none of one that is something else."""
-    content = _read_json(path)
-    content = content if isinstance(content, dict) else {}
-    results = content.get("results")
-    results = results if isinstance(results, list) else []
-    rows = [row for row in results if isinstance(row, dict)]
-    return Evaluation(
-        content.get("step"),
-        [
-            Measured(row["layer"], str(row.get("kind", "")), name, value)
-            for row in rows
-            if isinstance(row.get("layer"), int | str)
-            for name, entry in row.items()
-            if name != "layer" and (value := _number(entry)) is not None
-        ],
-    )
+def _rows(content: Any) -> list[dict[str, Any]]:
+    """The rows of a file of `spidr_jax.evaluate`; none of one that is something else."""
+    results = content.get("results") if isinstance(content, dict) else None
+    rows = results if isinstance(results, list) else []
+    return [{"step": content.get("step")} | row for row in rows if isinstance(row, dict)]

@@ -1,73 +1,107 @@
-"""Sections that need the model: quality of every layer's units, the matrix, utterances."""
+"""The phone x unit matrix of what a run's newest checkpoint makes of its first evaluation set."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-from spidr_jax.report import pictures
-from spidr_jax.report.markup import details, heading, paragraph, section, table
+import numpy as np
+from matplotlib.figure import Figure
+
+from spidr_jax.data import audio
+from spidr_jax.data.corpus import Corpus, Row
+from spidr_jax.eval import quality
+from spidr_jax.inference import datasets
+from spidr_jax.inference import model as inference
+from spidr_jax.report.curves import INK, picture
 from spidr_jax.report.runs import Run
 
-if TYPE_CHECKING:
-    from spidr_jax.report.probe import Probe
-
-_COLUMNS = {
-    "phone purity": "phone_purity",
-    "cluster purity": "cluster_purity",
-    "PNMI": "pnmi",
-    "perplexity (codes)": "codebook_perplexity",
-    "active codes": "active_codes",
-    "bit/s": "bitrate",
-}
-HOW = (
-    "python -m spidr_jax.report RUN, without --no-model, draws it from the newest checkpoint and "
-    "the first set of config.evaluation."
-)
+_MAX_SECONDS = 300  # of audio that goes through the model
+_BATCH_SAMPLES = 640_000
+_CELL = 0.17, 0.5, 0.78  # a blue that is seen on white and on black
 
 
-def matrices(runs: Sequence[Run], probes: Sequence["Probe | str"]) -> str:
-    """The phone x unit matrix of each run; a text among the probes says why there is none."""
-    parts = []
-    for number, (run, found) in enumerate(zip(runs, probes, strict=True)):
-        name = heading(run, number, runs)
-        if isinstance(found, str):
-            parts.append(paragraph(f"{name}: not drawn: {found}") if found else "")
-            continue
-        parts += [
-            paragraph(
-                f"{name}: p(phone | unit) of layer {found.layer} after step {found.step} on "
-                f"{found.used} of the {found.total} utterances of {found.dataset}. Phones from the "
-                "most frequent down, units by their most probable phone, then by its probability, "
-                "falling. A full colour is 1, the background exactly 0."
-            ),
-            pictures.matrix_svg(found.matrix),
-            details(
-                "Units of each phone, with p(phone | unit), as a table",
-                table(("phone", "units whose most probable phone it is"),
-                      pictures.best_units(found.matrix), "texts"),
-            ),
-            table(("layer", *_COLUMNS), _rows(found)),
-        ]  # fmt: skip
-    return section("Phones and units", *parts, how=HOW)
+class Probe(NamedTuple):
+    """Units of a model beside the phones of an evaluation set.
+
+    Attributes:
+        source: which set, checkpoint and layer.
+        measured: quality by layer.
+        matrix: phones x units of that layer.
+    """
+
+    source: str
+    measured: dict[int, quality.UnitsQuality]
+    matrix: quality.PhoneUnitMatrix
 
 
-def _rows(found: "Probe") -> list[list[str]]:
-    return [
-        [str(layer), *(f"{getattr(measured, field):.4g}" for field in _COLUMNS.values())]
-        for layer, measured in found.measured.items()
-    ]
+def probe(run: Run, layer: int | None = None) -> Probe:
+    """Run the newest checkpoint on the first evaluation set, or evenly spread files of it.
+
+    Args:
+        run: the run.
+        layer: whose units are shown; None for the one with the highest PNMI.
+
+    Raises:
+        ValueError: there is no evaluation set, or set, checkpoint or layer cannot be used.
+        OSError, ImportError, audio.AudioError: something of it cannot be read.
+        RuntimeError: the device has no room.
+    """
+    spec = run.get("evaluation")
+    if not spec:
+        raise ValueError('config.evaluation is empty: set it to "name:manifest:alignment"')
+    if run.saved_step is None:
+        raise ValueError(f"{run.folder} holds no checkpoint")
+    dataset = datasets.open_sets(spec.split(",")[0])[0]
+    phones = dataset.phones
+    if not phones:
+        raise ValueError(f"the evaluation set {dataset.name} has no alignment")
+    model = inference.load(run.folder)
+    layers = model.config.codebook_layers
+    if layer is not None and layer not in layers:
+        raise ValueError(f"--layer {layer}: allowed are {', '.join(map(str, layers))}")
+    rows = _spread(dataset.corpus)
+    waves = ((row.fileid, audio.standardised(audio.read_pcm(row))) for row in rows)
+    units = dict(model.stream("units", layers, waves, batch_samples=_BATCH_SAMPLES))
+    codes = model.config.codebook_size
+    pairs = {k: {n: (phones[n], u[i]) for n, u in units.items()} for i, k in enumerate(layers)}
+    measured = {k: quality.units_quality(found, codes) for k, found in pairs.items()}
+    shown = layer or max(layers, key=lambda k: np.nan_to_num(measured[k].pnmi))
+    source = (
+        f"layer {shown} after step {model.step:,} on {len(rows)} of the {len(dataset.corpus)} "
+        f"utterances of {dataset.name}"
+    )
+    matrix = quality.proba_phone_code(*quality.count_matrix(pairs[shown], codes))
+    return Probe(source, measured, matrix)
 
 
-def utterances(runs: Sequence[Run], probes: Sequence["Probe | str"]) -> str:
-    """Some utterances of each run that has been through its model."""
-    parts = []
-    for number, (run, found) in enumerate(zip(runs, probes, strict=True)):
-        if isinstance(found, str):
-            continue
-        text = (
-            f"{heading(run, number, runs)}: the first seconds of utterances of {found.dataset}; "
-            f"waveform, phones, and units of layer {found.layer}, repetitions written once. A "
-            "unit stands at its 20 ms; it hears more around. A unit's shade only tells it from "
-            "its neighbours."
-        )
-        parts += [paragraph(text), *map(pictures.utterance_svg, found.utterances)]
-    return section("Utterances", *parts, how=HOW)
+def _spread(corpus: Corpus) -> list[Row]:
+    """Every n-th row, of `_MAX_SECONDS` of audio at most or one; the shortest first."""
+    every = 1
+    budget = _MAX_SECONDS * audio.SAMPLE_RATE
+    while every < len(corpus) and int(corpus.num_samples[::every].sum()) > budget:
+        every += 1
+    rows = [corpus.row(i) for i in range(0, len(corpus), every)]
+    return sorted(rows, key=lambda row: row.num_samples)
+
+
+def draw_matrix(found: quality.PhoneUnitMatrix, width: float, height: float) -> str:
+    """Phones downwards, units to the right, the darker the more probable the phone is."""
+    phones, units = found.probability.shape
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        size = min(10, 0.65 * height / phones)
+        figure.subplots_adjust(left=3.2 * size / width + 0.02, right=0.99, top=0.94, bottom=0.11)
+        shade = np.empty((phones, units, 4))
+        shade[..., :3], shade[..., 3] = _CELL, found.probability
+        axes.imshow(shade, aspect="auto", interpolation="none")
+        axes.set_title("p(phone | unit)")
+        axes.set_yticks(range(phones), found.phones, fontsize=size, color=INK)
+        every = -(-units // int(width / 22))
+        axes.set_xticks(range(0, units, every), found.units[::every].tolist(), fontsize=8)
+        axes.set_xlabel(f"{units} units, by their most probable phone")
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+
+    best, top = found.probability.argmax(axis=0), found.probability.max(axis=0)
+    pairs = zip(found.units, best, top, strict=True)
+    told = ", ".join(f"{unit} {found.phones[i]} {p:.2f}" for unit, i, p in pairs)
+    return picture(width, height, f"units with their most probable phone: {told}", draw)

@@ -17,7 +17,6 @@ from spidr_jax import evaluate
 from spidr_jax.inference.datasets import open_sets, parse_sets
 from spidr_jax.method.step import StepConfig
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.report.__main__ import main as report
 from spidr_jax.train import evaluation as run_evaluation
 from spidr_jax.train import loop as train
 from spidr_jax.train import metrics, sharding
@@ -270,24 +269,6 @@ def test_killed_between_save_and_evaluation_and_resumed_gives_the_same_lines(
     resumed_state, resumed_lines = run_to_end(config)
     jax.tree.map(np.testing.assert_array_equal, state, resumed_state)
     assert resumed_lines == lines
-
-
-def test_the_report_shows_the_curves(straight: Any, tmp_path: Path) -> None:
-    from report_page import SECTIONS, read
-
-    config, _, lines, _ = straight
-    out = tmp_path / "report.html"
-    assert report([config.workdir, "--no-model", "--out", str(out)]) == 0
-    page = read(out)
-    for title, name in (
-        ("Layer 2: PNMI on tones", "tones/pnmi/2"),
-        ("Layer 1: ABX across on tones", "tones/abx_across/1"),
-        ("Layer 1: Phone purity on tones", "tones/phone_purity/1"),
-        ("Layer 2: ABX within on flat", "flat/abx_within/2"),
-    ):
-        expected = {line["step"]: line[name] for line in lines[::2]}
-        assert page.drawn(SECTIONS[4], title) == pytest.approx(expected, abs=1e-3)
-    assert "of the codebook predictions" in page.text[SECTIONS[4]]
 
 
 def test_a_set_that_cannot_be_measured_ends_no_run_that_trains(

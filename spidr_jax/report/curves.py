@@ -1,0 +1,179 @@
+"""Lines over steps, drawn by Matplotlib as SVG that takes its colours from the page."""
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from html import escape
+from io import StringIO
+from itertools import count
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from spidr_jax.report.runs import Point
+
+# Of the light page; page.css has the same names for a dark one.
+INK, SOFT, RULE, BAD = "#1b1b1c", "#6a6a6b", "#dfdfe0", "#c0392c"
+RUNS = ("#0072b3", "#d55e01", "#009e74", "#cc79a8", "#b87d02", "#3a96d0")
+_VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", RULE: "var(--rule)", BAD: "var(--bad)"}
+_VARIABLES |= {colour: f"var(--c{i})" for i, colour in enumerate(RUNS)}
+_LAYERS = ("#2f7fc1", "#9b5fb5", "#d9662b")  # the first, the middle, the last
+_STRETCHES = 150  # of a long line: their means are drawn, over a band from lowest to highest
+_LABEL = 11  # height of a line's label
+_SALT = count()
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": SOFT,
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": SOFT,
+    "axes.labelsize": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.xmargin": 0.0,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "ytick.left": False,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+}
+
+
+class Line(NamedTuple):
+    """A line of a chart: what stands at its end, its points, colour and weight."""
+
+    label: str
+    points: Sequence[Point]
+    colour: str
+    width: float = 1.6
+    dashed: bool = False
+    alpha: float = 1.0
+    marked: bool = True  # where the points are few
+
+
+def picture(width: float, height: float, described: str, draw: Callable[[Figure], None]) -> str:
+    """An SVG element.
+
+    Args:
+        width: of the view box; the page scales it.
+        height: of it.
+        described: what it shows, for those who do not see it.
+        draw: fills the figure.
+    """
+    style = STYLE | {"svg.hashsalt": str(next(_SALT))}  # no two ids are the same
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that only the browser has
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        draw(figure)
+        file = StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    svg = file.getvalue()
+    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt" ', "", svg[svg.index("<svg") :], count=1)
+    svg = re.sub(r' id="[a-zA-Z]+\w*_\d+"|<!--.*?-->|(?<=>)\s+(?=<)', "", svg, flags=re.DOTALL)
+    svg = re.sub(r' d="[^"]*"', lambda d: re.sub(r"(\.\d)\d+", r"\1", d[0]).replace("\n", ""), svg)
+    svg = re.sub("#[0-9a-f]{6}", lambda colour: _VARIABLES.get(colour[0], colour[0]), svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(described)}"', 1)
+
+
+def layer_colours(number: int) -> list[str]:
+    """Colours from the first to the last of some layers."""
+    ends = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in _LAYERS])
+    at = np.linspace(0, len(ends) - 1, number) if number > 1 else np.zeros(1)
+    mixed = np.stack([np.interp(at, range(len(ends)), ends[:, i]) for i in range(3)], axis=1)
+    return ["#" + "".join(f"{round(v):02x}" for v in row) for row in mixed]
+
+
+def thin(points: Sequence[Point]) -> np.ndarray:
+    """Step, mean, lowest and highest of the points as they are, or of stretches of many."""
+    values = np.array([(x, np.nan if y is None else y) for x, y in points], dtype=float)
+    many = len(values) > 2 * _STRETCHES
+    parts = np.array_split(values, _STRETCHES if many else len(values))
+    return np.array([
+        [*part.mean(axis=0), np.fmin.reduce(part[:, 1]), np.fmax.reduce(part[:, 1])]
+        for part in parts
+    ])  # fmt: skip
+
+
+def lines(
+    axes: Axes,
+    drawn: Sequence[Line],
+    title: str,
+    *,
+    log: bool = False,
+    limits: tuple[float | None, float | None] = (None, None),
+) -> None:
+    """Draw lines with their labels at their ends; None among the values is a gap.
+
+    Args:
+        axes: where.
+        drawn: the lines, at least one.
+        title: what is shown, with its unit.
+        log: whether the vertical axis is logarithmic.
+        limits: lowest and highest value of that axis, None for those of the lines.
+    """
+    axes.set_title(title)
+    axes.set_yscale("log" if log else "linear")
+    for line in drawn:
+        step, mean, low, high = thin(line.points).T
+        axes.plot(
+            step, mean, color=line.colour, lw=line.width, alpha=line.alpha,
+            ls=(0, (4, 2)) if line.dashed else "solid",
+            marker="o" if len(step) < 16 and line.marked else None, ms=2 * line.width,
+        )  # fmt: skip
+        if len(step) < len(line.points) and len(drawn) <= 4:
+            axes.fill_between(step, low, high, color=line.colour, alpha=0.18, lw=0)
+    axes.set_ylim(*limits)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(4, steps=[1, 2, 5, 10])
+    )
+    axes.yaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_short)
+    _label_ends(axes, drawn)
+
+
+def _short(value: float, _: float) -> str:
+    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:,.6g}"
+
+
+def _label_ends(axes: Axes, drawn: Sequence[Line]) -> None:
+    """Write each line's label at its end, moved where it would cover another."""
+    finite = [(line, [p for p in line.points if p[1] is not None]) for line in drawn if line.label]
+    ends = [
+        (*axes.transData.transform(np.array(points[-1], dtype=float)), line)
+        for line, points in finite
+        if points
+    ]
+    ends.sort(key=lambda end: end[1])
+    top = axes.bbox.y1
+    heights = _apart([y for _, y, _ in ends], [x for x, _, _ in ends], -np.inf)
+    heights = [-y for y in _apart([-y for y in heights[::-1]], [x for x, _, _ in ends[::-1]], -top)]
+    for (x, _, line), y in zip(ends, heights[::-1], strict=True):
+        axes.annotate(
+            line.label, (x + 5, y), xycoords="figure pixels", color=line.colour, va="center"
+        )
+
+
+def _apart(heights: Sequence[float], places: Sequence[float], least: float) -> list[float]:
+    """Rising heights, from `least` up, moved up where those at one place are too near."""
+    moved: list[float] = []
+    for y, x in zip(heights, places, strict=True):
+        near = [other for other, place in zip(moved, places, strict=False) if abs(place - x) < 40]
+        moved.append(max(y, least, *(other + _LABEL for other in near)))
+    return moved
