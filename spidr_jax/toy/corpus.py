@@ -20,8 +20,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from spidr_jax.data import files, tables
 from spidr_jax.toy.espeak import SILENCE, Segment
@@ -40,26 +40,21 @@ _ITEM_HEADER = "#file onset offset #phone prev-phone next-phone speaker\n"
 _MIN_ITEM = 0.03
 
 
-class Utterance(NamedTuple):
-    """What a speaker is to say, and in which split."""
+@dataclass
+class Utterance:
+    """What a speaker is to say, in which split; and as it was said, its length and its phones."""
 
     split: str
     speaker: str
     fileid: str
     text: str
+    num_samples: int = 0
+    segments: list[Segment] = field(default_factory=list)
 
     @property
     def path(self) -> str:
         """Path of the WAV file, relative to the split's folder."""
         return f"{self.speaker}/{self.fileid}.wav"
-
-
-class Spoken(NamedTuple):
-    """An utterance as it was said: its length and its phones."""
-
-    utterance: Utterance
-    num_samples: int
-    segments: list[Segment]
 
 
 def make_corpus(
@@ -134,30 +129,29 @@ def _make(target: Path, parameters: dict[str, int], jobs: int) -> None:
     with files.making_folder(target, prefix) as work:
         spoken = _speak(work, parameters, jobs)
         for split in SPLITS:
-            _write_tables(work / split, [s for s in spoken if s.utterance.split == split])
+            _write_tables(work / split, [u for u in spoken if u.split == split])
         stamp = json.dumps({"parameters": parameters}, indent=2)
         (work / _STAMP).write_text(stamp + "\n", encoding="utf-8")
-    hours = sum(s.num_samples for s in spoken) / SAMPLE_RATE / 3600
+    hours = sum(u.num_samples for u in spoken) / SAMPLE_RATE / 3600
     print(f"made {hours:.2f} h of speech, {len(spoken)} utterances", flush=True)
 
 
-def _speak(work: Path, parameters: dict[str, int], jobs: int) -> list[Spoken]:
+def _speak(work: Path, parameters: dict[str, int], jobs: int) -> list[Utterance]:
     """Have each speaker say its part in a fresh process: the engine's state must not leak."""
     plan = list(_plan(**parameters))
-    tasks = []
+    parts = []
     for index, utterances in enumerate(plan):
-        paths = [work / u.split / u.path for u in utterances]
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        said = [(str(path), u.text) for path, u in zip(paths, utterances, strict=True)]
-        tasks.append(Part(utterances[0].speaker, index % 2 == 1, parameters["seed"], said))
+        said = [(str(work / u.split / u.path), u.text) for u in utterances]
+        for path, _ in said:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        parts.append(Part(utterances[0].speaker, index % 2 == 1, parameters["seed"], said))
     with ThreadPoolExecutor(jobs) as executor:
-        results = list(executor.map(_run, tasks))
-    return [
-        Spoken(utterance, num_samples, [Segment(*segment) for segment in segments])
-        for utterances, result in zip(plan, results, strict=True)
-        for utterance, (num_samples, segments) in zip(utterances, result, strict=True)
-    ]
+        results = itertools.chain.from_iterable(list(executor.map(_run, parts)))
+    spoken = list(itertools.chain.from_iterable(plan))
+    for utterance, (num_samples, segments) in zip(spoken, results, strict=True):
+        utterance.num_samples = num_samples
+        utterance.segments = [Segment(*segment) for segment in segments]
+    return spoken
 
 
 def _plan(
@@ -194,28 +188,28 @@ def _run(part: Part) -> list[tuple[int, list[tuple[float, float, str]]]]:
     raise OSError(f"speaker {part.speaker}: {reason}")
 
 
-def _write_tables(folder: Path, spoken: Sequence[Spoken]) -> None:
+def _write_tables(folder: Path, spoken: Sequence[Utterance]) -> None:
     """Write a split's text files; times are in seconds, to a tenth of a millisecond."""
-    manifest = [(u.fileid, u.path, num_samples, u.speaker) for u, num_samples, _ in spoken]
+    manifest = [(u.fileid, u.path, u.num_samples, u.speaker) for u in spoken]
     names = ("fileid", "path", "num_samples", "speaker")
     tables.write_table(str(folder / "manifest.csv"), "", names, manifest)
-    texts = [(s.utterance.fileid, s.utterance.text) for s in spoken]
+    texts = [(u.fileid, u.text) for u in spoken]
     tables.write_table(str(folder / "transcripts.csv"), "", ("fileid", "text"), texts)
     alignment = (
         f"{u.fileid} {onset:.4f} {offset:.4f} {phone}\n"
-        for u, _, segments in spoken
-        for onset, offset, phone in segments
+        for u in spoken
+        for onset, offset, phone in u.segments
     )
     (folder / "alignment.txt").write_text("".join(alignment), encoding="utf-8", newline="")
-    items = _ITEM_HEADER + "".join(line for s in spoken for line in _items(s))
+    items = _ITEM_HEADER + "".join(line for u in spoken for line in _items(u))
     (folder / "triphone.item").write_text(items, encoding="utf-8", newline="")
 
 
-def _items(spoken: Spoken) -> Iterator[str]:
-    fileid, speaker = spoken.utterance.fileid, spoken.utterance.speaker
+def _items(spoken: Utterance) -> Iterator[str]:
     segments = spoken.segments
     for before, here, after in zip(segments, segments[1:], segments[2:], strict=False):
         silent = SILENCE in (before.phone, here.phone, after.phone)
         if not silent and here.offset - here.onset >= _MIN_ITEM:
             times = f"{here.onset:.4f} {here.offset:.4f}"
-            yield f"{fileid} {times} {here.phone} {before.phone} {after.phone} {speaker}\n"
+            phones = f"{here.phone} {before.phone} {after.phone}"
+            yield f"{spoken.fileid} {times} {phones} {spoken.speaker}\n"
