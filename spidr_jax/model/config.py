@@ -67,7 +67,7 @@ class ModelConfig:
             "layer_norm or group_norm",
         )
         for name, choices in self._choices().items():
-            allowed = f"{', '.join(choices)}, or a name that a file given to --register adds"
+            allowed = f"{', '.join(choices)}, or what a config file or --register FILE.py adds"
             self._check(name, getattr(self, name) in choices, allowed)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

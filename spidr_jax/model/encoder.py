@@ -170,7 +170,7 @@ class Encoder(nn.Module):
                 x, frame_mask, at(seeds, name)
             )
             if cfg.encoder_layer_drop > 0 and noise is not None:
-                layer_x = jnp.where(noise.kept[i], layer_x, x)
+                layer_x = jnp.where(noise.layer_keep[i], layer_x, x)
             x = layer_x
             outputs.append(output)
         return norm(x) if cfg.encoder_layer_norm_first else x, outputs

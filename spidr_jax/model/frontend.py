@@ -83,7 +83,7 @@ class InstanceNorm(nn.Module):
 class ConvLayerBlock(nn.Module):
     """Convolution without padding, the norm that the mode asks for, GELU.
 
-    The layer that hears waveforms, [B, S, 1], is one kernel where it can be.
+    The first layer, of waveforms [B, S, 1], is one kernel where it can be.
     """
 
     channels: int
@@ -92,7 +92,7 @@ class ConvLayerBlock(nn.Module):
     norm: str  # "layer_norm", "group_norm" or "none"
     use_bias: bool
     dtype: Any
-    hears_waveforms: bool = False
+    first: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, frame_mask: jax.Array | None) -> jax.Array:
@@ -100,7 +100,7 @@ class ConvLayerBlock(nn.Module):
         conv = Conv(*size, self.use_bias, self.dtype, name="conv")
         if self.norm == "layer_norm":
             norm = LayerNorm(gelu=True, name="layer_norm")
-            alone = self.hears_waveforms and not self.use_bias
+            alone = self.first and not self.use_bias
             if alone and own_kernel(self.kernel, self.channels, self.dtype):
                 kernel, vectors = conv.weights(1)[0][:, 0], norm.weights(self.channels)
                 return first_layer(x[..., 0], kernel, *vectors, self.stride, self.dtype)

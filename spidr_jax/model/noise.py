@@ -18,7 +18,7 @@ class Noise(NamedTuple):
     """All that is random in one pass through the encoder."""
 
     seeds: jax.Array  # uint32 [B, 2], from which `at` makes those of each site that drops
-    kept: jax.Array  # bool [L]: the layers that layer drop keeps
+    layer_keep: jax.Array  # bool [L], false where layer drop leaves a layer out
 
 
 def draw_noise(key: jax.Array, rows: int, num_layers: int, layer_drop: float) -> Noise:

@@ -1,4 +1,4 @@
-"""LayerNorm as a module: the parameters of the functions in `ops.py`."""
+"""LayerNorm as a module: the parameters of the functions in `ops.norms`."""
 
 import jax
 from flax import linen as nn
