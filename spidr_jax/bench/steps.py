@@ -6,14 +6,13 @@ The step is the one that training runs, with its state donated, on noise that li
 import dataclasses
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from spidr_jax.bench import flops, memory, profiling, setups
+from spidr_jax.bench import flops, memory, profiling, pytorch, setups
 from spidr_jax.bench.setups import Setup
 from spidr_jax.bench.timing import Start, measure_peak, spread, stepper, take_turns
 from spidr_jax.data.audio import SAMPLE_RATE
@@ -69,9 +68,8 @@ def bench_step(
     steps: int = 20,
     reference: bool = False,
     profile: str | None = None,
-    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Measure a step; see the module.
+    """Measure a step, and print tables in Markdown as soon as each is there.
 
     Args:
         setup: config and batch.
@@ -79,7 +77,6 @@ def bench_step(
         steps: at least so many timed steps.
         reference: also time the PyTorch reference, in turns with ours.
         profile: a folder for a trace of three more steps, which is also read.
-        say: gets each table, in Markdown, as soon as it is measured.
 
     Returns:
         What JSON holds: "conditions", "peak_tflops", "tflop" of a step, "contenders", "ratios" and
@@ -92,8 +89,6 @@ def bench_step(
     if steps < 1:
         raise ValueError(f"steps: {steps}, allowed is 1 or more")
     if reference:
-        from spidr_jax.bench import pytorch  # torch and the reference may not be there
-
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs room as well
         pytorch.check_installed()
     conditions = _conditions(setup, frozen)
@@ -112,10 +107,10 @@ def bench_step(
         conditions |= pytorch.conditions()
     found: dict[str, Any] = {"conditions": conditions, "skipped": skipped}
     found |= _describe(setup, frozen, peak, program, times)
-    say(_table(found))
+    print(_table(found))
     if profile:
         found["profile"] = profiling.profile(ours, program.compiled.as_text() or "", profile)
-        say("\n" + profiling.table(found["profile"]))
+        print("\n" + profiling.table(found["profile"]))
     return found
 
 
@@ -151,16 +146,16 @@ def _describe(
 
 def _ratios(times: dict[str, Rounds]) -> dict[str, Any]:
     """How many times as long as ours each other takes: of all steps, and the rounds' extremes."""
-
-    def medians(name: str) -> np.ndarray:
-        return np.array([np.median(seconds) for seconds in times[name]])
-
-    found = {}
-    for name in [name for name in times if name != OURS]:
-        by_round = medians(name) / medians(OURS)
-        whole = np.median(np.concatenate(times[name])) / np.median(np.concatenate(times[OURS]))
-        found[name] = {"ratio": float(whole), "rounds": by_round.tolist()}
-    return found
+    whole = {name: np.median(np.concatenate(rounds)) for name, rounds in times.items()}
+    medians = {name: np.array(list(map(np.median, rounds))) for name, rounds in times.items()}
+    return {
+        name: {
+            "ratio": float(whole[name] / whole[OURS]),
+            "rounds": (medians[name] / medians[OURS]).tolist(),
+        }
+        for name in times
+        if name != OURS
+    }
 
 
 def _peak_bytes() -> int | None:
@@ -205,24 +200,19 @@ def _table(found: dict[str, Any]) -> str:
 
 
 def _notes(found: dict[str, Any]) -> list[str]:
-    ours = found["contenders"][OURS]
+    ours, conditions = found["contenders"][OURS], found["conditions"]
+    peak = ours["peak_bytes"]
+    said = f"{peak / 2**30:.2f} GiB at the device's peak so far" if peak else "no peak said here"
     notes = [
         f"compilation: {ours['lower_s']:.1f} s to trace, {ours['compile_s']:.1f} s to compile",
-        f"memory: {ours['planned_bytes'] / 2**30:.2f} GiB planned by the compiler; "
-        + (
-            f"{ours['peak_bytes'] / 2**30:.2f} GiB at the peak of the device, all since its start"
-            if ours["peak_bytes"]
-            else "this backend does not say its peak"
-        ),
+        f"memory: {ours['planned_bytes'] / 2**30:.2f} GiB planned by the compiler; {said}",
     ]
     for name, each in found["ratios"].items():
         extremes = f"{min(each['rounds']):.2f} .. {max(each['rounds']):.2f}"
         notes.append(f"{name} takes {each['ratio']:.2f} times as long (rounds {extremes})")
-    conditions = found["conditions"]
     if found["ratios"] and conditions["load"] > _QUIET * conditions["cores"]:
         notes.append(
             f"warning: load {conditions['load']} on {conditions['cores']} cores before this began: "
             "PyTorch's threads wait for each other, so that what else runs costs it more than ours"
         )
-    notes += [f"{name}: left out, {why}" for name, why in found["skipped"].items()]
-    return notes
+    return notes + [f"{name}: left out, {why}" for name, why in found["skipped"].items()]

@@ -134,7 +134,7 @@ def test_the_profile_knows_the_parts_of_the_model(run: Any) -> None:
     assert [each["ms"] for each in profile] == sorted((p["ms"] for p in profile), reverse=True)
     parts = {(each["part"], each["pass"]) for each in profile}
     assert {("Encoder/attention", "forward"), ("Encoder/attention", "backward")} <= parts
-    assert "Heads" in {name for name, _ in parts}
+    assert "LinearHeads" in {name for name, _ in parts}
     extractor = {each for each in parts if each[0].startswith("FeatureExtractor")}
     assert {direction for _, direction in extractor} == {"forward"}  # frozen
     for head in ("| what | ", "| part of the model | "):
