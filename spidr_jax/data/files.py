@@ -13,18 +13,21 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
     """Give a path to write to that becomes `path` when all is written; folders are made.
 
-    The temporary name lies beside it and is short, however long the name of `path` is.
+    Args:
+        path: any name that the file system takes: the temporary one beside it is short.
+        sync: wait for the disk, some milliseconds; without it a power cut can leave an empty file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         yield partial
-        with partial.open("rb+") as file:  # without this a power cut can leave an empty file
-            os.fsync(file.fileno())
+        if sync:
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

@@ -117,7 +117,7 @@ class ArrayFiles:
     def write(self, fileid: str, values: np.ndarray) -> None:
         """Write the arrays [n, T, dim] of an utterance."""
         for path, array in zip(self._paths(fileid), values, strict=True):
-            with replacing(path) as partial:
+            with replacing(path, sync=False) as partial:  # there may be a million of them
                 if self._torch is not None:
                     self._torch.save(self._torch.from_numpy(array.copy()), partial)
                 else:
