@@ -112,22 +112,21 @@ class Checkpoints:
         """
         if step == self._manager.latest_step():
             return
-        needed = (_num_bytes(state) >> 20) + 1
+        needed = (sum(x.nbytes for x in jax.tree.leaves(state)) >> 20) + 1
         free = distributed.all_gather_int(shutil.disk_usage(self.folder).free >> 20)[0]
         if needed > free:  # the first process decides for all
-            raise OSError(
-                f"no room for checkpoint {step} in {self.folder}: "
-                f"{needed} MiB needed, {free} MiB free"
-            )
+            raise OSError(f"no room for checkpoint {step}: {needed} MiB needed, {free} MiB free")
         items = ocp_args.Composite(
             state=ocp_args.StandardSave(state),
             data=ocp_args.JsonSave(position),
             config=ocp_args.JsonSave(config),
         )
+        finite = {name: x for name, x in (metrics or {}).items() if math.isfinite(x)}
         self._saving = step
-        with _as_os_error(f"checkpoint {step} was not written"):
-            finite = {name: x for name, x in (metrics or {}).items() if math.isfinite(x)}
+        try:
             self._manager.save(step, args=items, metrics=finite)
+        except Exception as error:  # Orbax passes on whatever its background threads met
+            raise OSError(f"checkpoint {step} was not written: {_reason(error)}") from error
 
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The data position and the config that a checkpoint was saved with.
@@ -165,7 +164,7 @@ class Checkpoints:
     def set_aside(self, after: int) -> list[int]:
         """Move the checkpoints after step `after` to the folder `set_aside` beside; give them."""
         later = [step for step in self.steps() if step > after]
-        if later and jax.process_index() == 0:
+        if later and distributed.is_first():
             aside = self.folder.parent / "set_aside"
             aside.mkdir(exist_ok=True)
             for step in later:
@@ -182,21 +181,21 @@ class Checkpoints:
         Raises:
             OSError: it failed.
         """
-        failure: OSError | None = None
+        failure = ""
         try:
-            with _as_os_error(f"checkpoint {self._saving} was not written"):
-                self._manager.wait_until_finished()
-                self._manager.check_for_errors()
-        except OSError as error:
-            failure = error
-        if any(
-            distributed.all_gather_int(int(failure is not None))
-        ):  # all must know the same checkpoints
-            if jax.process_index() == 0:  # a full disk needs the room
-                for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
-                    shutil.rmtree(partial, ignore_errors=True)
-            self._manager.reload()  # what the failed save was to replace is still there
-            raise failure or OSError(f"checkpoint {self._saving} was not written by all processes")
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:  # as in `save`
+            failure = _reason(error)
+        if not any(distributed.all_gather_int(bool(failure))):
+            return
+        # All must know the same checkpoints, and a full disk needs the room.
+        if distributed.is_first():
+            for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(partial, ignore_errors=True)
+        self._manager.reload()  # what the failed save was to replace is still there
+        failure = failure or "another process failed"
+        raise OSError(f"checkpoint {self._saving} was not written: {failure}")
 
     def close(self) -> None:
         """Stop the background threads."""
@@ -214,12 +213,6 @@ class Checkpoints:
                 f"move {self.folder / str(step)} away, or --config.resume_step goes on from an "
                 f"earlier one: {others}"
             ) from error
-
-
-def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes of a tree's arrays by their places in it."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
 
 
 def _check_shapes(step: int, saved: Any, wanted: Any) -> None:
@@ -251,17 +244,3 @@ def _reason(error: BaseException) -> str:
     named = re.findall(r'local file "([^"]+[^/"])"', text) or re.findall(r"'path': '(.+)/'", text)
     first = " ".join(text.split())[:300]
     return f"{first.split(':')[0]}: {named[-1]}" if named else first
-
-
-def _num_bytes(state: Any) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(state))
-
-
-@contextmanager
-def _as_os_error(what: str) -> Iterator[None]:
-    """Orbax passes on whatever its background threads met: say it in one line."""
-    try:
-        yield
-    except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
-        raise OSError(f"{what}: {reason}") from error
