@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -70,6 +71,17 @@ def test_metrics_hold_no_step_twice_after_a_kill(tmp_path: Path) -> None:
     resume(tmp_path)
     assert metrics.read(tmp_path / "metrics.jsonl") == RESUMED
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_reader_who_has_gone_ends_no_run() -> None:
+    code = "from spidr_jax.train.distributed import tell\nfor _ in range(3): tell('step')"
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=pipe, stderr=-1, check=True, timeout=120
+        )
+    assert done.stderr == b""
 
 
 # --- TensorBoard
