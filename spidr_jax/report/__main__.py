@@ -6,7 +6,7 @@
 One HTML page that opens offline: whether the run learns, its losses and perplexities over the
 published curve, unit quality, the phone x unit matrix, then every metric, config and versions. The
 newest checkpoint of each run is run on (at most 5 minutes of) its first evaluation set, for the
-matrix and some utterances, unless `--no-model`.
+matrix, unless `--no-model`.
 
 Exit code: 0, or 2 where the command could not be carried out.
 """

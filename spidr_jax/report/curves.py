@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -92,10 +93,8 @@ def picture(width: float, height: float, described: str, draw: Callable[[Figure]
 
 def layer_colours(number: int) -> list[str]:
     """Colours from the first to the last of some layers."""
-    ends = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in _LAYERS])
-    at = np.linspace(0, len(ends) - 1, number) if number > 1 else np.zeros(1)
-    mixed = np.stack([np.interp(at, range(len(ends)), ends[:, i]) for i in range(3)], axis=1)
-    return ["#" + "".join(f"{round(v):02x}" for v in row) for row in mixed]
+    shades = LinearSegmentedColormap.from_list("layers", _LAYERS)
+    return [to_hex(shade) for shade in shades(np.linspace(0, 1, number))]
 
 
 def thin(points: Sequence[Point]) -> np.ndarray:
@@ -154,12 +153,11 @@ def _short(value: float, _: float) -> str:
 
 def _label_ends(axes: Axes, drawn: Sequence[Line]) -> None:
     """Write each line's label at its end, moved where it would cover another."""
-    finite = [(line, [p for p in line.points if p[1] is not None]) for line in drawn if line.label]
-    ends = [
-        (*axes.transData.transform(np.array(points[-1], dtype=float)), line)
-        for line, points in finite
-        if points
-    ]
+    ends = []
+    for line in drawn:
+        finite = [(x, y) for x, y in line.points if y is not None]
+        if line.label and finite:
+            ends.append((*axes.transData.transform(finite[-1]), line))
     ends.sort(key=lambda end: end[1])
     top = axes.bbox.y1
     heights = _apart([y for _, y, _ in ends], [x for x, _, _ in ends], -np.inf)

@@ -5,16 +5,15 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from spidr_jax.data.audio import AudioError
 from spidr_jax.eval.metrics import describe, key_text
 from spidr_jax.report import pictures, reference
 from spidr_jax.report.pictures import letter
 from spidr_jax.report.runs import Run, read_runs
+from spidr_jax.report.units import Probe, draw_matrix, probe
 from spidr_jax.report.verdict import verdict
-
-if TYPE_CHECKING:
-    from spidr_jax.report.units import Probe
 
 # The page needs nothing from outside, and may not get anything.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -45,17 +44,14 @@ def write(
     return [f"{run.folder}: {text}" for run, text in found if isinstance(text, str) and text]
 
 
-def _probe(run: Run, layer: int | None) -> "Probe | str":
-    from spidr_jax.data.audio import AudioError
-    from spidr_jax.report.units import probe  # JAX is loaded only where the model is asked
-
+def _probe(run: Run, layer: int | None) -> Probe | str:
     try:
         return probe(run, layer)
     except (ValueError, OSError, ImportError, RuntimeError, AudioError) as error:
         return " ".join(str(error).split())
 
 
-def page(runs: Sequence[Run], probes: Sequence["Probe | str"]) -> str:
+def page(runs: Sequence[Run], probes: Sequence[Probe | str]) -> str:
     """The HTML of a report; a text in place of a probe says why there is none."""
     title = ", ".join(run.name for run in runs)
     style = (importlib.resources.files("spidr_jax.report") / "page.css").read_text()
@@ -104,45 +100,40 @@ def _facts(run: Run) -> Iterator[str]:
     yield f"{run.folder}"
 
 
-def _cards(runs: Sequence[Run], probes: Sequence["Probe | str"]) -> str:
+def _cards(runs: Sequence[Run], probes: Sequence[Probe | str]) -> str:
     """The first screen's three pictures."""
     published = "the published run on dev-clean"
     if not all(map(reference.is_published, runs)):
         published += ", squeezed from its 400,000 steps and 256 codes: a shape, not a target"
-    found = [
-        (run, each) for run, each in zip(runs, probes, strict=True) if not isinstance(each, str)
-    ]
-    why = next((str(text) for text in probes if text), "") if not found else ""
+    dashed = " Dashed: validation; below, predictions." if len(runs) > 1 else ""
     command = f"drawn by: python -m spidr_jax.report {runs[0].folder}"
+    why = next((text for text in probes if isinstance(text, str) and text), command)
+    matrix, source = "", ""
+    for run, found in zip(runs, probes, strict=True):
+        if isinstance(found, Probe) and not matrix:
+            matrix = draw_matrix(found.matrix, *pictures.SIZE)
+            source = f"{run.name}, {found.source}; full colour: 1."
+    layers = "Broad: the best layer; pale: the others."
+    if not any(run.evaluations for run in runs):
+        layers += " MFCC beside them: spidr_jax.evaluate --mfcc ... --out RUN/evaluate.json."
     cards = {
         "Loss and perplexity": (
             pictures.learning(runs),
-            f"Dashed above: validation, below: predictions. Grey: {published}.",
+            f"Grey: {published}.{dashed}",
             "no training step is logged yet.",
         ),
         "Unit quality": (
             pictures.quality(runs),
-            "Broad: the best layer. Dashed: MFCC, from RUN/evaluate*.json of spidr_jax.evaluate "
-            "--mfcc.",
+            layers,
             'set config.evaluation to "name:manifest:alignment:item".',
         ),
-        "Units against phones": (
-            _matrix(found[0][1], *pictures.SIZE) if found else "",
-            f"{found[0][0].name}: {found[0][1].source}" if found else "",
-            why or command,
-        ),
+        "Units against phones": (matrix, source, why),
     }
     shown = "".join(
         f"<figure><h2>{name}</h2>{svg}<p>{escape(text if svg else absent)}</p></figure>"
         for name, (svg, text, absent) in cards.items()
     )
     return f'<div class="cards">{shown}</div>'
-
-
-def _matrix(found: "Probe", width: float, height: float) -> str:
-    from spidr_jax.report.units import draw_matrix
-
-    return draw_matrix(found.matrix, width, height)
 
 
 def _metrics(runs: Sequence[Run]) -> str:
@@ -177,11 +168,11 @@ def _evaluations(runs: Sequence[Run]) -> Iterator[str]:
         yield _details(f"Evaluation: {file}", _measured(about, found) if found else "")
 
 
-def _units(runs: Sequence[Run], probes: Sequence["Probe | str"]) -> Iterator[str]:
+def _units(runs: Sequence[Run], probes: Sequence[Probe | str]) -> Iterator[str]:
     for name, found in zip(_names(runs), probes, strict=True):
         if not isinstance(found, str):
             rows = [{"layer": k} | each._asdict() for k, each in found.measured.items()]
-            large = _matrix(found, 1000, 40 + 14 * len(found.matrix.phones))
+            large = draw_matrix(found.matrix, 1000, 40 + 14 * len(found.matrix.phones))
             body = f"<p>{escape(found.source)}</p>{large}{_measured(('layer',), rows)}"
             yield _details(f"Phones and units of {name}", body)
 

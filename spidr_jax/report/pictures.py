@@ -12,8 +12,8 @@ from spidr_jax.report.curves import BAD, INK, RUNS, SOFT, Line, layer_colours, l
 from spidr_jax.report.runs import Point, Run
 from spidr_jax.report.verdict import best_layer, least_perplexity
 
-SIZE = 400, 340  # of the first screen's pictures
-_MARGINS = {"left": 0.09, "right": 0.82, "top": 0.94, "bottom": 0.11, "hspace": 0.24}
+SIZE = 360, 310  # of the first screen's pictures
+_MARGINS = {"left": 0.1, "right": 0.8, "top": 0.94, "bottom": 0.11, "hspace": 0.24}
 
 
 def letter(number: int) -> str:

@@ -129,16 +129,13 @@ def test_every_metric_is_on_the_page(tmp_path: Path) -> None:
     assert "skipped updates, since the start, updates (training)" not in html  # never changes
 
 
-@pytest.mark.parametrize("number", [1, 4])
-def test_long_runs_stay_small(number: int, tmp_path: Path) -> None:
-    runs = [written_runs.write(tmp_path / f"run{i}", seed=i) for i in range(number)]
-    html = drawn(*runs)
+def test_three_long_runs_stay_small(tmp_path: Path) -> None:
+    html = drawn(*(written_runs.write(tmp_path / f"run{i}", seed=i) for i in range(3)))
     assert len(html) < 2e6
-    assert html.count('class="verdict good"') == number
-    if number > 1:
-        assert "<td>seed</td><td>0</td><td>1</td><td>2</td><td>3</td>" in html
-        assert "The runs differ in the first 2." in html
-        assert ">D</text>" in html
+    assert html.count('class="verdict good"') == 3
+    assert ">C</text>" in html
+    assert "The runs differ in the first 2." in html
+    assert "<td>seed</td><td>0</td><td>1</td><td>2</td>" in html
 
 
 def test_of_many_points_each_stretch_has_mean_lowest_and_highest() -> None:
@@ -257,8 +254,7 @@ def test_a_report_that_fails_only_warns(tmp_path: Path, capsys: Any) -> None:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no chromium")
-@pytest.mark.parametrize("width", [320, 1600])
-def test_no_width_scrolls_sideways(width: int, tmp_path: Path) -> None:
+def test_a_narrow_page_does_not_scroll_sideways(tmp_path: Path) -> None:
     runs = [written_runs.write(tmp_path / f"run{i}", lines=20, seed=i) for i in range(2)]
     pairs = {"u": (["a", "a", "b", "b"], [3, 5])}
     matrix = quality.proba_phone_code(*quality.count_matrix(pairs, 8))
@@ -270,7 +266,7 @@ def test_no_width_scrolls_sideways(width: int, tmp_path: Path) -> None:
     frame = tmp_path / "frame.html"  # a window is 500 wide at least, a frame in it may be narrower
     frame.write_text(
         "<script>onmessage = (event) => { document.title = `wide ${event.data}` }</script>"
-        f'<iframe style="border: 0" width="{width}" height="900" src="page.html"></iframe>'
+        '<iframe style="border: 0" width="320" height="900" src="page.html"></iframe>'
     )
     command = [
         str(BROWSER),
@@ -282,4 +278,4 @@ def test_no_width_scrolls_sideways(width: int, tmp_path: Path) -> None:
     ]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1700,1000"]
     done = subprocess.run([*command, frame.as_uri()], capture_output=True, text=True, timeout=120)
-    assert f"<title>wide {width}</title>" in done.stdout
+    assert "<title>wide 320</title>" in done.stdout
