@@ -1,4 +1,4 @@
-"""SpidR as small as the smoke recipe, on the bench corpus: 3.5 h of ten synthetic speakers.
+"""SpidR as small as the smoke recipe, on the bench corpus: 3.3 h of ten synthetic speakers.
 
   python -m spidr_jax.toy bench --train-utterances-per-speaker=300 --dev-sentences=50
   python -m spidr_jax.main --config=configs/bench.py --config.corpus=bench

@@ -263,15 +263,6 @@ def test_sources_get_their_shares_and_each_utterance_at_most_once_a_pass():
         assert counts[fits].mean() > 0.85 * epochs * plan.passes[name]
 
 
-def test_equal_passes_use_each_utterance_at_most_once_an_epoch():
-    lengths = draw_lengths(1, 400)
-    plan = plan_of([source(lengths, "a"), source(lengths, "b")])
-    for epoch in range(3):
-        steps = range(epoch * plan.batches_per_epoch, (epoch + 1) * plan.batches_per_epoch)
-        used = np.concatenate([plan.batch(step).rows for step in steps])
-        assert len(np.unique(used)) == len(used)
-
-
 @property_test
 @given(st.integers(0, 10**6), st.integers(0, 800), st.integers(0, 7))
 def test_a_stand_in_is_of_the_same_source_and_long_enough(step, row, attempt):
