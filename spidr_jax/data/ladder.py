@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spidr_jax.data import epochs
+
 FRAME = 320  # samples
 FRAMES_STEP = 8  # frames of a rung are a multiple of it
 _STEP = FRAME * FRAMES_STEP
@@ -64,6 +66,33 @@ def place_rungs(lengths: Histogram, num_rungs: int, shortest: int = 0) -> tuple[
     """
     first = -(-(shortest - _EXTRA) // _STEP)
     return tuple(_STEP * level + _EXTRA for level in _best_levels(*lengths, num_rungs, first))
+
+
+def place_filled_rungs(
+    lengths: Histogram, num_rungs: int, max_batch_samples: int, planned_devices: int
+) -> tuple[int, ...]:
+    """Place the rungs so that the shortest, where everything over gathers, fills a batch.
+
+    Utterances of a rung that fills none would be in no batch: the ladder had better not have it.
+
+    Raises:
+        ValueError: too little audio for one batch, with the numbers.
+    """
+    rungs = place_rungs(lengths, num_rungs)
+    while rungs:
+        rows = [planned_devices * (max_batch_samples // rung) for rung in rungs]
+        if epochs.count_batches(count_by_rung(lengths, rungs), rows)[0][0]:
+            return rungs
+        tried, needed = rungs[0], rows[0]
+        rungs = place_rungs(lengths, num_rungs, tried + 1)
+    product, lower = f"data.max_batch_samples {max_batch_samples} // {tried}", "it"
+    if planned_devices > 1:
+        product, lower = f"data.planned_devices {planned_devices} x {product}", "one of the two"
+    raise ValueError(
+        f"{lengths.utterances.sum():.0f} utterances ({lengths.audio.sum() / 57_600_000:.3g} h) "
+        f"fill no batch: even one of {tried} samples needs {needed} rows ({product}); lower "
+        f"{lower}, or add audio"
+    )
 
 
 def _best_levels(count: np.ndarray, audio: np.ndarray, num_rungs: int, least: int) -> list[int]:

@@ -207,7 +207,7 @@ def make_plan(
     histograms = [ladder.histogram(each, min_samples, longest) for each in lengths]
     shares, passes = _mix(sources, [float(each.audio.sum()) for each in histograms])
     mixed = ladder.mix(histograms, passes)
-    rungs = _place_rungs(mixed, num_rungs, max_batch_samples, planned_devices)
+    rungs = ladder.place_filled_rungs(mixed, num_rungs, max_batch_samples, planned_devices)
     rows = [planned_devices * (max_batch_samples // rung) for rung in rungs]
     starts = np.cumsum([0, *map(len, lengths)])
     streams = [
@@ -269,30 +269,6 @@ def _beyond(lengths: Sequence[np.ndarray], longest: int) -> float:
 def _check_range(name: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
         raise ValueError(f"data.{name}: {value} is not within {least} .. {most}")
-
-
-def _place_rungs(
-    lengths: ladder.Histogram, num_rungs: int, max_batch_samples: int, planned_devices: int
-) -> tuple[int, ...]:
-    """Place the rungs so that the shortest, where everything over gathers, fills a batch.
-
-    Utterances of a rung that fills none would be in no batch: the ladder had better not have it.
-    """
-    rungs = ladder.place_rungs(lengths, num_rungs)
-    while rungs:
-        rows = [planned_devices * (max_batch_samples // rung) for rung in rungs]
-        if epochs.count_batches(ladder.count_by_rung(lengths, rungs), rows)[0][0]:
-            return rungs
-        tried, needed = rungs[0], rows[0]
-        rungs = ladder.place_rungs(lengths, num_rungs, tried + 1)
-    product, lower = f"data.max_batch_samples {max_batch_samples} // {tried}", "it"
-    if planned_devices > 1:
-        product, lower = f"data.planned_devices {planned_devices} x {product}", "one of the two"
-    raise ValueError(
-        f"{lengths.utterances.sum():.0f} utterances ({lengths.audio.sum() / 57_600_000:.3g} h) "
-        f"fill no batch: even one of {tried} samples needs {needed} rows ({product}); lower "
-        f"{lower}, or add audio"
-    )
 
 
 def _mix(sources: Sequence[Source], audio: list[float]) -> tuple[list[float], list[float]]:
