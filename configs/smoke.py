@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     files = [held_out + name for name in ("/manifest.csv", "/alignment.txt", "/triphone.item")]
     config.evaluation = "unseen:" + files[0] + ":" + files[1] + ":" + files[2]
     config.evaluation_every = 100
-    config.evaluation_share = 0.3  # of minutes; the first compiles
+
     config.data.min_samples = 46_160
     config.data.max_samples = 46_160  # 144 frames
     config.data.num_rungs = 1

@@ -26,7 +26,7 @@ from spidr_jax.data.corpus import Corpus, Row, open_manifest
 from spidr_jax.inference import model as inference
 from spidr_jax.inference import writers as extract_files
 from spidr_jax.inference.forward import KINDS
-from spidr_jax.train import sharding
+from spidr_jax.train import placement
 from spidr_jax.weights import register
 from spidr_jax.weights.reference_config import MODEL_TYPES
 
@@ -59,8 +59,8 @@ def extract(
         ValueError: a layer does not exist.
         OSError: an output cannot be written.
     """
-    mesh = sharding.make_mesh()
-    model.params = jax.device_put(model.params, sharding.replicated(mesh))
+    mesh = placement.make_mesh()
+    model.params = jax.device_put(model.params, placement.replicated(mesh))
     order = np.argsort(corpus.num_samples, kind="stable").tolist()
     rows = [row for row in map(corpus.row, order) if row.fileid not in out.done]
     problems: list[str] = []
@@ -70,7 +70,7 @@ def extract(
         _readable(model, rows, problems, jobs),
         batch_samples=batch_samples * mesh.size,
         devices=mesh.size,
-        put=lambda array: sharding.put_batch({"array": array}, mesh)["array"],
+        put=lambda array: placement.put_batch({"array": array}, mesh)["array"],
     )
     for fileid, values in outputs:
         out.write(fileid, values)

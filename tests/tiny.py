@@ -17,7 +17,10 @@ from spidr_jax.eval.items import COLUMNS
 from spidr_jax.method import step as train_step
 from spidr_jax.method.step import StepConfig
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.pretraining import Config, Pretraining
+from spidr_jax.train import loop
 from spidr_jax.train.checkpoint import Checkpoints
+from spidr_jax.train.config import build
 
 REPOSITORY = Path(__file__).parent.parent
 SMOKE = REPOSITORY / "configs" / "smoke.py"
@@ -79,6 +82,12 @@ def config(manifest: Path, workdir: Path) -> ConfigDict:
     )
     made.checkpoint.every = 3
     return made
+
+
+def open_run(config: ConfigDict) -> loop.Run:
+    """A pretraining run as the command opens it."""
+    checked = build(Config, config)
+    return loop.open_run(Pretraining(checked), checked)
 
 
 def flags(config: ConfigDict) -> list[str]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from spidr_jax.data import audio, pipeline
 from spidr_jax.data.plan import make_plan
+from spidr_jax.data.planned_audio import PlannedAudio, probe
 from spidr_jax.data.sources import Source, open_sources
 
 _MIN_SAMPLES, _MAX_SAMPLES = 2_000, 320_000  # of the published recipe
@@ -65,7 +66,7 @@ def _ours(
         seed=0,
         warn=False,  # of audio that stays unused: its advice is for a run
     )
-    with pipeline.batches(sources, plan, num_threads=threads) as batches:
+    with pipeline.batches(PlannedAudio(sources, plan, num_threads=threads)) as batches:
         for batch in batches:
             yield batch["waveforms"].size
 
@@ -111,7 +112,7 @@ def bench_data(
         FileNotFoundError, ValueError: as the manifest and the plan raise them.
     """
     sources = open_sources(manifest, None)
-    pipeline.probe(sources[0])
+    probe(sources[0])
     rates = []
     if reference:  # first: its workers are forked, which threads of ours would not survive
         with tempfile.TemporaryDirectory() as folder:

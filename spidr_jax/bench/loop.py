@@ -13,10 +13,8 @@ import jax
 from spidr_jax.bench.setups import Setup
 from spidr_jax.data import pipeline
 from spidr_jax.data.audio import SAMPLE_RATE
-from spidr_jax.data.plan import Plan, make_plan
-from spidr_jax.data.sources import Source, open_sources
-from spidr_jax.train import config as config_lib
-from spidr_jax.train import phases, sharding
+from spidr_jax.pretraining import Pretraining
+from spidr_jax.train import placement
 from spidr_jax.train.programs import Programs
 
 _LEAD = 8  # steps before timing, in which the pipeline spends what it has read ahead
@@ -36,26 +34,20 @@ class Block(NamedTuple):
 class Loop:
     """Trains a model whose state goes on from block to block."""
 
-    def __init__(self, setup: Setup, sources: list[Source], plan: Plan) -> None:
-        """Draw the state."""
-        self._setup, self._sources, self._plan = setup, sources, plan
-        self._mesh = sharding.make_mesh()
-        self._programs = Programs(setup.step_config, self._mesh, fsdp=False)
-        self._state = phases.init_state(setup.step_config, self._mesh, False, jax.random.key(0))
-        everywhere = sharding.replicated(self._mesh)
+    def __init__(self, task: Pretraining) -> None:
+        """Draw the state of an opened task."""
+        self._data = task.data
+        self._mesh = placement.make_mesh()
+        self._programs = Programs(task, self._mesh, fsdp=False)
+        self._state = placement.init_state(task, self._mesh, False, jax.random.key(0))
+        everywhere = placement.replicated(self._mesh)
         self._key = jax.jit(lambda: jax.random.key(1), out_shardings=everywhere)()
         self.kept: dict[int, dict[str, Any]] = {}  # a batch of each length
 
     def on_files(self, start: int, steps: int) -> Block:
         """Train on the plan's batches from `start` on, after some that are not timed."""
-        data = self._setup.config.data
         with pipeline.batches(
-            self._sources,
-            self._plan,
-            put=lambda batch: sharding.put_batch(batch, self._mesh),
-            start=start,
-            num_threads=data.num_threads,
-            max_bad_share=data.max_bad_share,
+            self._data, put=lambda batch: placement.put_batch(batch, self._mesh), start=start
         ) as batches:
             for _, batch in zip(range(_LEAD), batches, strict=False):
                 self._step(batch)
@@ -65,7 +57,7 @@ class Loop:
     def on_kept(self, start: int, steps: int) -> Block:
         """Train on batches of the same shapes that lie on the devices."""
         numbers = range(start + _LEAD, start + _LEAD + steps)
-        lengths = [self._plan.batch(number).num_samples for number in numbers]
+        lengths = [self._data.plan.batch(number).num_samples for number in numbers]
         return self._train([self.kept[length] for length in lengths], steps)
 
     def _train(self, batches: Iterable[dict[str, Any]], steps: int) -> Block:
@@ -83,7 +75,7 @@ class Loop:
         return Block(samples / SAMPLE_RATE, elapsed, waited, _cpu_seconds() - cpu)
 
     def _step(self, batch: dict[str, Any]) -> None:
-        program = self._programs.get(batch["waveforms"].shape, frozen=False)
+        program = self._programs.get(batch, phase=0)
         self._state, _ = program(self._state, batch, self._key)
 
 
@@ -107,9 +99,10 @@ def bench_loop(setup: Setup, steps: int) -> dict[str, Any]:
         raise ValueError("data.manifest: allowed is a manifest's path (--set data.manifest=M)")
     if steps < 1:
         raise ValueError(f"steps: {steps}, allowed is 1 or more")
-    sources = open_sources(data.manifest, data.sources)
-    plan = make_plan(sources, seed=setup.config.seed, **config_lib.plan_limits(setup.config))
-    loop, each, start = Loop(setup, sources, plan), -(-steps // ROUNDS), 0
+    task = Pretraining(setup.config)
+    task.open(num_devices=jax.device_count())
+    plan = task.data.plan
+    loop, each, start = Loop(task), -(-steps // ROUNDS), 0
     while len(loop.kept) < sum(number > 0 for number in plan.batches.values()):
         loop.on_files(start, 0)  # compiles
         start += _LEAD

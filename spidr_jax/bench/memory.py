@@ -13,6 +13,7 @@ import jax
 from spidr_jax.bench import targets
 from spidr_jax.bench.setups import Setup
 from spidr_jax.bench.targets import Machine
+from spidr_jax.pretraining import Pretraining
 
 _MEASURED = (2, 16)  # rows
 _SHOWN = (1, 2, 4, 8, 16)
@@ -59,7 +60,7 @@ def bench_memory(setup: Setup, machine: Machine, frozen: bool = False) -> Memory
     """
     low, high = _MEASURED
     lower, higher = (
-        targets.compile_step(machine, setup.step_config, rows, setup.samples, frozen)
+        targets.compile_step(machine, Pretraining(setup.config), rows, setup.samples, frozen)
         for rows in _MEASURED
     )
     row = (planned_bytes(higher) - planned_bytes(lower)) / (high - low)

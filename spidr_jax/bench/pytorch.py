@@ -121,7 +121,7 @@ def _build_model(setup: Setup, frozen: bool) -> Any:
     from spidr.models.dinosr import DinoSR
     from spidr.models.spidr import SpidR
 
-    run = config_lib.to_dict(setup.config) | ({"freeze_step": 1} if frozen else {})
+    run = config_lib.to_json(setup.config) | ({"freeze_step": 1} if frozen else {})
     content = reference_config.to_reference(setup.step_config.model, run)
     fields = json.loads(json.dumps(content["model"]))  # lists, as its own files give
     _torch().manual_seed(0)

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from spidr_jax.method.step import StepConfig
+from spidr_jax.pretraining import Config
 from spidr_jax.train import config as config_lib
 from spidr_jax.train import config_file
 
@@ -17,10 +17,14 @@ USUAL_SAMPLES = 235_600  # of an utterance in the published recipe's batches of 
 class Setup(NamedTuple):
     """A step and the shape of its batch."""
 
-    config: ConfigDict
-    step_config: StepConfig
+    config: Config
     rows: int
     samples: int
+
+    @property
+    def step_config(self) -> StepConfig:
+        """What the step computes."""
+        return self.config.step_config()
 
     @property
     def frames(self) -> int:
@@ -43,10 +47,10 @@ def load(
         FileNotFoundError: there is no such file.
         ValueError: a value is not usable; one line says which.
     """
-    config = config_file.read(path, config_file.parse_fields(overrides, "--set"))
-    step_config = config_lib.step_config(config)
+    values = config_file.read(path, config_file.parse_fields(overrides, "--set"))
+    config = config_lib.build(Config, values)
     samples = min(USUAL_SAMPLES, config.data.max_samples) if samples is None else samples
-    setup = Setup(config, step_config, config.data.max_batch_samples // max(1, samples), samples)
+    setup = Setup(config, config.data.max_batch_samples // max(1, samples), samples)
     if setup.frames < 1:
         raise ValueError(f"samples: {samples} give no frame; allowed are more")
     setup = setup if rows is None else setup._replace(rows=rows)

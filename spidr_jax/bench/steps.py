@@ -17,7 +17,8 @@ from spidr_jax.bench.setups import Setup
 from spidr_jax.bench.timing import Start, measure_peak, spread, stepper, take_turns
 from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.method.step import TrainState
-from spidr_jax.train import phases, sharding
+from spidr_jax.pretraining import Pretraining
+from spidr_jax.train import placement
 
 WARM_UP = 2  # steps
 OURS = "spidr_jax"
@@ -46,15 +47,15 @@ class Program:
 
 def compile_step(setup: Setup, frozen: bool) -> Program:
     """Compile the step of a phase for the first device, and draw its state and batch there."""
-    config, mesh = setup.step_config, Mesh(np.array(jax.devices()[:1]), ("data",))
-    state = phases.init_state(config, mesh, fsdp=False, key=jax.random.key(1))
+    task, mesh = Pretraining(setup.config), Mesh(np.array(jax.devices()[:1]), ("data",))
+    state = placement.init_state(task, mesh, fsdp=False, key=jax.random.key(1))
     if frozen:
-        state = phases.freeze(config, state)
-        state = state._replace(step=state.step + config.freeze_step)
-    batch = sharding.put_batch(setups.draw_batch(setup), mesh)
+        state = task.enter(1, state)
+        state = state._replace(step=state.step + setup.config.freeze_step)
+    batch = placement.put_batch(setups.draw_batch(setup), mesh)
     key = jax.random.key(0)
     begin = time.perf_counter()
-    lowered = phases.jit_step(config, mesh, fsdp=False, frozen=frozen).lower(state, batch, key)
+    lowered = placement.jit_step(task, mesh, fsdp=False, phase=int(frozen)).lower(state, batch, key)
     middle = time.perf_counter()
     compiled = lowered.compile()
     seconds = middle - begin, time.perf_counter() - middle

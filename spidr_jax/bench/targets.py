@@ -13,10 +13,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from spidr_jax.method.step import StepConfig
+from spidr_jax.data.planned_audio import audio_shapes
 from spidr_jax.ops import platform
-from spidr_jax.train import phases
-from spidr_jax.train.programs import abstract_batch
+from spidr_jax.train import placement
+from spidr_jax.train.task import Task
 
 _CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 _CUDA_TOOLS = ("nvidia.cu13", "nvidia.cuda_nvcc")  # where ptxas comes from with pip
@@ -101,13 +101,13 @@ def find(name: str | None, number: int = 1) -> Machine:
 
 
 def compile_step(
-    machine: Machine, config: StepConfig, rows: int, samples: int, frozen: bool, fsdp: bool = False
+    machine: Machine, task: Task, rows: int, samples: int, frozen: bool, fsdp: bool = False
 ) -> jax.stages.Compiled:
     """Compile a training step for a batch of a shape, to be looked at; nothing runs.
 
     Args:
         machine: what for.
-        config: what to compute.
+        task: what to compute.
         rows: utterances in the batch of all devices.
         samples: of an utterance.
         frozen: the phase from `freeze_step` on.
@@ -120,10 +120,11 @@ def compile_step(
     elif machine.described and machine.platform == "gpu":
         options = {"xla_gpu_autotune_level": "0"}  # there is nothing to try kernels on
     with _described(mesh) if machine.described else contextlib.nullcontext():
-        state = phases.abstract_state(config, mesh, fsdp, frozen)
+        state = placement.abstract_state(task, mesh, fsdp, phase=int(frozen))
         key = jax.eval_shape(lambda: jax.random.key(0))
-        step = phases.jit_step(config, mesh, fsdp, frozen)
-        return step.lower(state, abstract_batch((rows, samples), mesh), key).compile(options)
+        step = placement.jit_step(task, mesh, fsdp, phase=int(frozen))
+        batch = placement.abstract_batch(audio_shapes(rows, samples), mesh)
+        return step.lower(state, batch, key).compile(options)
 
 
 @contextlib.contextmanager

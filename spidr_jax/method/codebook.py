@@ -4,12 +4,16 @@ N frames, D model width, K codebooks, V codes per codebook.
 Source: DinoSR (arXiv 2305.10005), section 3; spec sections 2 and 3.
 """
 
+import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from spidr_jax.model.checks import check_fields
 
 Array = jax.Array | np.ndarray
 
@@ -19,6 +23,20 @@ class CodebookState(NamedTuple):
 
     sums: Array  # float32 [K, V, D]
     counts: Array  # float32 [K, V]
+
+
+@dataclasses.dataclass(frozen=True)
+class CodebookConfig:
+    """How codebooks follow the teacher.
+
+    Raises:
+        ValueError: a value is not usable; the message names field, value and what is allowed.
+    """
+
+    decay: float = 0.9  # of sums and counts a step
+
+    def __post_init__(self) -> None:
+        check_fields(self, [("decay", 0 <= self.decay < math.inf, "a number from 0")])
 
 
 def init(key: jax.Array, num_codebooks: int, codebook_size: int, width: int) -> CodebookState:

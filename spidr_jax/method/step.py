@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from spidr_jax.method import codebook, loss, masking, optim, teacher
-from spidr_jax.method.codebook import CodebookState
+from spidr_jax.method.codebook import CodebookConfig, CodebookState
 from spidr_jax.method.masking import MaskingConfig
 from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.teacher import TeacherConfig
@@ -46,7 +46,7 @@ class StepConfig:
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
-    codebook_decay: float = 0.9
+    codebook: CodebookConfig = dataclasses.field(default_factory=CodebookConfig)
     freeze_step: int = 200_000
     dtype: Any = jnp.bfloat16
     accumulate: int = 1  # parts of a batch that go through the model one after the other
@@ -88,6 +88,11 @@ def init_state(config: StepConfig, key: jax.Array) -> TrainState:
     )
 
 
+def freeze(config: StepConfig, state: TrainState) -> TrainState:
+    """Drop the moments of what does not train from `freeze_step` on."""
+    return state._replace(opt_state=optim.freeze(state.opt_state, config.model))
+
+
 def make_train_step(
     config: StepConfig, frozen: bool
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
@@ -120,7 +125,7 @@ def make_train_step(
         grad_fn = partial(jax.value_and_grad(loss_fn, has_aux=True), trained)
         rows = batch | {"seeds": noise.seeds}
         (value, sums), gradient = _accumulate(grad_fn, rows, config.accumulate)
-        codebooks = codebook.update(state.codebooks, sums.assigned, config.codebook_decay)
+        codebooks = codebook.update(state.codebooks, sums.assigned, config.codebook.decay)
         metrics = _metrics(sums, masked_frames)
         rate = optim.learning_rate(config.optimizer, state.step)
         updates, opt_state = optimizer.update(gradient, state.opt_state, trained)

@@ -79,7 +79,7 @@ def check_same(out: Path, study: Study) -> None:
         if any(out.iterdir()):
             raise ValueError(f"--out {out}: is not empty and holds no study; choose another one")
         return
-    differing = config_lib.changes(known.config, study.config, _FREE, free=())
+    differing = config_lib.differences(known.config, study.config, _FREE)
     for name in ("vary", "seeds"):
         old, new = getattr(known, name), getattr(study, name)
         if old != new:

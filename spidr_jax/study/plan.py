@@ -6,10 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from spidr_jax.eval.metrics import Key, key_text
 from spidr_jax.inference.datasets import parse_sets
+from spidr_jax.pretraining import Config, check_manifest
 from spidr_jax.train import config as config_lib
 from spidr_jax.train import config_file
 
@@ -87,36 +86,36 @@ def plan(
             chosen = {**fixed, **setting, "seed": str(seed), "workdir": f"{out}/{name}"}
             command = [sys.executable, "-m", "spidr_jax.main", *config_file.as_flags(file, chosen)]
             runs.append(PlannedRun(name, setting, seed, config.steps, _measured(config), command))
-    kept = {**config_lib.to_dict(base), "workdir": ""}
-    for field in vary:
-        _drop(kept, field)
+    kept = config_lib.flatten(config_lib.to_json(base))
+    for field in ("workdir", *vary):
+        del kept[field]
     return Study(kept, dict(vary), numbers, runs)
 
 
 def _settings(
     file: str, vary: Mapping[str, list[str]], fixed: Mapping[str, str]
-) -> list[tuple[dict[str, str], ConfigDict]]:
+) -> list[tuple[dict[str, str], Config]]:
     """Every combination of the values, with its config."""
-    found: list[tuple[dict[str, str], ConfigDict]] = []
+    found: list[tuple[dict[str, str], Config]] = []
     for values in itertools.product(*vary.values()):
         setting = dict(zip(vary, values, strict=True))
         config = resolve(file, {**fixed, **setting})
         for other, known in found:
-            if known.to_json() == config.to_json():
+            if known == config:
                 raise ValueError(f"--vary: {_label(setting)} is the same as {_label(other)}")
         found.append((setting, config))
     return found
 
 
-def resolve(file: str, values: Mapping[str, str]) -> ConfigDict:
+def resolve(file: str, values: Mapping[str, str]) -> Config:
     """The checked config that flags with these values give.
 
     Raises:
         ValueError: with one line that names field, value and what is allowed.
         OSError: a file that the config names is missing.
     """
-    config = config_file.read(file, values)
-    config_lib.validate(config)
+    config = config_lib.build(Config, config_file.read(file, values))
+    check_manifest(config)
     parse_sets(config.evaluation)
     return config
 
@@ -166,17 +165,10 @@ def _folder(setting: Mapping[str, str]) -> str:
     return re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", _label(setting).replace(", ", ","))
 
 
-def _measured(config: ConfigDict) -> list[str]:
+def _measured(config: Config) -> list[str]:
     """A metric of each evaluation set."""
     layer = config.model.encoder_num_layers
     return [
         key_text(Key(each.name, layer, "pnmi" if each.alignment else "abx_across"))
         for each in parse_sets(config.evaluation)
     ]
-
-
-def _drop(config: dict[str, Any], field: str) -> None:
-    *sections, name = field.split(".")
-    for section in sections:
-        config = config[section]
-    del config[name]

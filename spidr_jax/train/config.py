@@ -1,266 +1,271 @@
-"""From the flags' ConfigDict to what the step takes, with every value checked."""
+"""A run's config: frozen dataclasses are its schema, flags and files are ml_collections'.
+
+A section of the config is a field whose type is a dataclass. Sections check their own values when
+they are made.
+"""
 
 import dataclasses
 import difflib
 import json
-import math
-from collections.abc import Sequence
-from pathlib import Path
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
-from spidr_jax.method.masking import MaskingConfig
-from spidr_jax.method.optim import OptimizerConfig
-from spidr_jax.method.step import StepConfig
-from spidr_jax.method.teacher import TeacherConfig
-from spidr_jax.model.checks import is_integer
-from spidr_jax.model.config import ModelConfig
+from spidr_jax.model.checks import check_fields, is_integer
 
 PRECISIONS = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
-FREE = (  # may change on resume; what the data are, the plan's fingerprint knows
-    "workdir",
-    "steps",
-    "log_every",
-    "max_skipped",
-    "watchdog_seconds",
-    "evaluation",
-    "evaluation_every",
-    "evaluation_share",
-    "validation",
-    "validation_every",
-    "compilation_cache",
-    "tensorboard",
-    "wandb",
-    "checkpoint",
-    "sharding",
-    "memory",
-    "init_from",
-    "resume_step",
-    "allow_changes",
-    "corpus",
-    "data.manifest",
-    "data.sources",
-    "data.embedded_corpus",
-    "data.num_threads",
-    "data.max_bad_share",
-)
-FIELDS = {  # by section
-    "": (
-        *("workdir", "init_from", "resume_step", "allow_changes", "seed", "steps", "freeze_step"),
-        *("precision", "log_every", "max_skipped", "watchdog_seconds", "evaluation"),
-        *("evaluation_every", "evaluation_share", "validation", "validation_every"),
-        *("compilation_cache", "tensorboard", "wandb", "model", "codebook", "teacher", "masking"),
-        *("optimizer", "data", "sharding", "memory", "checkpoint"),
-    ),
-    "model": tuple(field.name for field in dataclasses.fields(ModelConfig)),
-    "codebook": ("decay",),
-    "teacher": tuple(field.name for field in dataclasses.fields(TeacherConfig)),
-    "masking": tuple(field.name for field in dataclasses.fields(MaskingConfig)),
-    "optimizer": tuple(field.name for field in dataclasses.fields(OptimizerConfig)),
-    "data": (
-        *("manifest", "sources", "embedded_corpus", "min_samples", "max_samples", "num_rungs"),
-        *("max_batch_samples", "planned_devices", "num_threads", "max_bad_share"),
-    ),
-    "sharding": ("fsdp",),
-    "memory": ("accumulate", "remat"),
-    "checkpoint": ("every", "keep", "keep_every", "best"),
-}
-_OWN = "corpus"  # that a config file may add, to make other fields of
-_SHORTEST = 2640  # samples of a crop
-_PLAN_LIMITS = ("min_samples", "max_samples", "num_rungs", "max_batch_samples", "planned_devices")
-Section = TypeVar("Section")
+Schema = TypeVar("Schema")
 
 
-def validate(config: ConfigDict) -> None:
-    """Check every value of a config that no other part checks when it takes it.
-
-    Raises:
-        ValueError: with one line that names field, value and what is allowed.
-        FileNotFoundError: the manifest does not exist.
-    """
-    _check_names(config)
-    framing = step_config(config).model.framing
-    least = {
-        "seed": 0,
-        "steps": 1,
-        "log_every": 1,
-        "evaluation_every": 0,
-        "validation_every": 1,
-        "max_skipped": 1,
-        "freeze_step": 0,
-        "watchdog_seconds": 0,
-        "checkpoint.every": 1,
-        "checkpoint.keep": 1,
-        "checkpoint.keep_every": 0,
-        "data.num_rungs": 1,
-        "data.planned_devices": 1,
-        "data.num_threads": 1,
-        "data.min_samples": 0,
-        "memory.accumulate": 1,
-    }
-    if config.resume_step is not None:
-        least["resume_step"] = 0
-    for name, bound in least.items():
-        _check(config, name, is_integer(_get(config, name), bound), f"an integer from {bound}")
-    every = config.checkpoint.every
-    apart = config.checkpoint.keep_every % every == 0
-    _check(config, "checkpoint.keep_every", apart, f"a multiple of checkpoint.every = {every}")
-    for name in allowed_changes(config):
-        _check(config, "allow_changes", _has(config, name), "fields of the config, such as data")
-    _check(config, "codebook.decay", 0 <= config.codebook.decay < math.inf, "a number from 0")
-    share = 0 < config.evaluation_share <= 1
-    _check(config, "evaluation_share", share, "a number above 0 to 1")
-    _check(config, "data.max_bad_share", 0 <= config.data.max_bad_share <= 1, "0 to 1")
-    _check(
-        config,
-        "model.extractor_conv_layer_config",
-        framing.num_frames(_SHORTEST) >= 1,
-        f"convolutions that give a frame for {_SHORTEST} samples (two flags of it add up)",
-    )
-    for name in ("data.max_samples", "data.max_batch_samples"):
-        floor = max(config.data.min_samples, _SHORTEST)
-        _check(config, name, _get(config, name) >= floor, f"at least {floor} samples")
-    manifest, sources = config.data.manifest, config.data.sources
-    _check(
-        config,
-        "data.manifest",
-        bool(manifest) != bool(sources),
-        "the path of a manifest, or data.sources instead of it",
-    )
-    if manifest and not config.data.embedded_corpus and not Path(manifest).is_file():
-        raise FileNotFoundError(f"config.data.manifest = {manifest!r}: there is no such file")
+def free(default: Any) -> Any:
+    """A field that may change when a run is resumed."""
+    return dataclasses.field(default=default, metadata={"free": True})
 
 
-def step_config(config: ConfigDict) -> StepConfig:
-    """What the training step takes of a config.
+def section(kind: type, free: bool = False) -> Any:
+    """A field that is a section, with the defaults of its type."""
+    return dataclasses.field(default_factory=kind, metadata={"free": free})
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When a run is saved and which checkpoints stay."""
+
+    every: int = 2_500  # steps
+    keep: int = 3  # newest checkpoints
+    keep_every: int = 0  # those of every so many steps stay too
+    best: str = ""  # metric of a validation, such as dev/loss, whose best checkpoint stays too
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            [
+                ("every", is_integer(self.every, 1), "an integer from 1"),
+                ("keep", is_integer(self.keep, 1), "an integer from 1"),
+                ("keep_every", is_integer(self.keep_every, 0), "an integer from 0"),
+                (
+                    "keep_every",
+                    self.keep_every % self.every == 0,
+                    f"a multiple of checkpoint.every = {self.every}",
+                ),
+            ],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingConfig:
+    """Where the state lies."""
+
+    fsdp: bool = False  # split the state over the devices: less memory, more traffic
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What every run has, whatever it trains; a task's config adds fields and sections."""
+
+    workdir: str = free("")  # where the run lies; empty: runs/ + the name of the config file
+    init_from: str = free("")  # run, checkpoint or file whose weights a new run starts from
+    resume_step: int | None = free(None)  # checkpoint to resume from; 0: a new start
+    allow_changes: str = free("")  # fields, such as "optimizer.lr,data", that may differ on resume
+    seed: int = 0
+    steps: int = free(400_000)  # only ends the run
+    precision: str = "bfloat16"  # of the computation; state, sums and losses are float32
+    log_every: int = free(200)
+    max_skipped: int = free(10)  # updates in a row that are not finite, before the run stops
+    watchdog_seconds: int = free(900)  # without a finished step, then the process ends; 0: never
+    evaluation_every: int = free(10_000)  # steps; at the start and at the end too, 0: only then
+    validation_every: int = free(2_500)  # steps; at the start and at the end too
+    compilation_cache: str = free("~/.cache/spidr_jax/xla")  # of compiled programs; empty: none
+    tensorboard: bool = free(False)  # event files in workdir/tensorboard
+    wandb: str = free("")  # Weights & Biases project
+    checkpoint: CheckpointConfig = section(CheckpointConfig, free=True)
+    sharding: ShardingConfig = section(ShardingConfig, free=True)
+
+    def __post_init__(self) -> None:
+        at_least = {
+            **{"seed": 0, "steps": 1, "log_every": 1, "max_skipped": 1, "watchdog_seconds": 0},
+            **{"evaluation_every": 0, "validation_every": 1},
+        }
+        if self.resume_step is not None:
+            at_least["resume_step"] = 0
+        checks = [
+            (name, is_integer(getattr(self, name), least), f"an integer from {least}")
+            for name, least in at_least.items()
+        ]
+        checks.append(("precision", self.precision in PRECISIONS, " or ".join(PRECISIONS)))
+        fit = all(_has(type(self), name) for name in allowed_changes(self))
+        checks.append(("allow_changes", fit, "fields of the config, such as data"))
+        check_fields(self, checks)
+
+
+def defaults(config: Any) -> ConfigDict:
+    """A config as flags and config files change it."""
+    made = ConfigDict()
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = defaults(value)
+        elif hints[field.name] is float:
+            value = float(value)
+        elif value is None:
+            (kind,) = (k for k in typing.get_args(hints[field.name]) if k is not types.NoneType)
+            value = placeholder(kind)
+        made[field.name] = value
+    return made
+
+
+def build(kind: type[Schema], values: Mapping[str, Any], prefix: str = "") -> Schema:
+    """The checked config of what flags, a config file or a checkpoint say.
+
+    Args:
+        kind: the schema.
+        values: by field; what is absent has its default.
+        prefix: name of the section and a dot.
 
     Raises:
-        ValueError: with one line that names field, value and what is allowed.
+        ValueError: a field does not exist or its value is not usable; one line names field, value
+            and what is allowed.
     """
-    _check(config, "precision", config.precision in PRECISIONS, " or ".join(PRECISIONS))
-    return StepConfig(
-        model=_section(config, "model", ModelConfig),
-        masking=_section(config, "masking", MaskingConfig),
-        optimizer=_section(config, "optimizer", OptimizerConfig),
-        teacher=_section(config, "teacher", TeacherConfig),
-        codebook_decay=config.codebook.decay,
-        freeze_step=config.freeze_step,
-        dtype=PRECISIONS[config.precision],
-        accumulate=config.memory.accumulate,
-        remat=config.memory.remat,
-    )
+    hints = typing.get_type_hints(kind)
+    given = {}
+    for name in values:
+        field = f"config.{prefix}{name}"
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{field}: there is no such field{hint}")
+        value = values[name]
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping | ConfigDict):
+                raise ValueError(f"{field} = {value!r}: it is a section, with fields of its own")
+            given[name] = build(hints[name], value, f"{prefix}{name}.")
+            continue
+        try:
+            given[name] = _typed(value, hints[name])
+        except TypeError:
+            allowed = getattr(hints[name], "__name__", str(hints[name]))
+            allowed = str(hints[name]) if typing.get_args(hints[name]) else allowed
+            raise ValueError(f"{field} = {value!r}: allowed is {allowed}") from None
+    try:
+        return kind(**given)
+    except ValueError as error:
+        raise ValueError(f"config.{prefix}{error}") from None
 
 
-def set_jax_options(config: ConfigDict) -> None:
-    """Set what every program that runs the training step needs of JAX, for this process."""
-    if config.precision == "float32":
-        jax.config.update("jax_default_matmul_precision", "float32")
-    # or a compilation cache never knows a program for several devices again: grouped_conv.py
-    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
+def _typed(value: Any, kind: Any) -> Any:
+    """The value as one of a type, lists as tuples and integers as floats.
+
+    Raises:
+        TypeError: it is none.
+    """
+    kinds = typing.get_args(kind)
+    if typing.get_origin(kind) is types.UnionType:
+        return None if value is None else _typed(value, kinds[0])
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(kinds) != len(value):
+            raise TypeError
+        return tuple(map(_typed, value, kinds))
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError
+    return value
 
 
-def plan_limits(config: ConfigDict) -> dict[str, Any]:
-    """The arguments of `make_plan` that a config has."""
-    return {name: config.data[name] for name in _PLAN_LIMITS}
+def to_json(config: Any) -> dict[str, Any]:
+    """The config as JSON holds it."""
+    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
 
 
-def innermost(error: Exception) -> Any:
-    """What an error tells: ml_collections wraps that of an unknown field in others."""
-    told: Any = error
-    while isinstance(told, Exception) and told.args:
-        told = told.args[-1]
-    return told
+def to_text(config: Any) -> str:
+    """The config as config.json holds it."""
+    return json.dumps(to_json(config), indent=2) + "\n"
 
 
-def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """The resolved config as JSON holds it."""
-    return json.loads(config.to_json())
-
-
-def allowed_changes(config: ConfigDict) -> list[str]:
+def allowed_changes(config: RunConfig) -> list[str]:
     """The fields and sections that the user lets differ from the checkpoint's."""
     return [name.strip() for name in config.allow_changes.split(",") if name.strip()]
 
 
 def changes(
-    saved: dict[str, Any],
-    config: dict[str, Any],
+    config: Any,
+    saved: Mapping[str, Any],
     allowed: Sequence[str] = (),
-    prefix: str = "",
-    free: Sequence[str] = FREE,
+    *,
+    absent_counts: bool = True,
 ) -> list[str]:
     """The fields that a run may not change on resume and that differ, one text each.
 
     Args:
-        saved: the config that a checkpoint was saved with.
         config: the config now.
+        saved: the config that a checkpoint was saved with, as JSON.
         allowed: fields and sections that may differ, beside those that always may.
-        prefix: the section's name and a dot.
-        free: the fields that always may.
+        absent_counts: whether a field that the saved config lacks had its default then.
     """
-    found = []
-    for name in sorted(saved.keys() | config.keys()):
-        old, new, field = saved.get(name), config.get(name), f"{prefix}{name}"
-        if field in free or field in allowed:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += changes(old, new, allowed, f"{field}.", free)
-        elif old != new:
-            found.append(f"config.{field} was {old!r} and is {new!r}")
+    before = flatten(saved)
+    if absent_counts:
+        before = flatten(to_json(type(config)())) | before
+    ignored = [*_free(type(config)), *allowed]
+    return differences(before, flatten(to_json(config)), ignored)
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], ignored: Sequence[str] = ()
+) -> list[str]:
+    """Fields, from `flatten`, that are in both and differ, one text each.
+
+    Args:
+        before: earlier values.
+        now: present values.
+        ignored: fields and sections that may differ.
+    """
+    return [
+        f"config.{name} was {before[name]!r} and is {now[name]!r}"
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name] and not any(f"{name}.".startswith(f"{x}.") for x in ignored)
+    ]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of a config in JSON by names such as `optimizer.lr`."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        section = isinstance(value, Mapping)
+        found |= flatten(value, f"{prefix}{name}.") if section else {f"{prefix}{name}": value}
     return found
 
 
-def known(config: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config whose fields the saved one has too: an imported one has not all."""
-    return {
-        name: known(value, saved[name]) if isinstance(saved[name], dict) else value
-        for name, value in config.items()
-        if name in saved
-    }
+def _free(kind: Any, prefix: str = "") -> list[str]:
+    """Fields and sections that may always change on resume."""
+    found, hints = [], typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        name = f"{prefix}{field.name}"
+        if field.metadata.get("free"):
+            found.append(name)
+        elif dataclasses.is_dataclass(hints[field.name]):
+            found += _free(hints[field.name], f"{name}.")
+    return found
 
 
-def _check_names(config: ConfigDict) -> None:
-    """Refuse fields that a config file of one's own misspells, adds or lacks."""
-    for section, names in FIELDS.items():
-        there = config[section] if section else config
-        prefix = f"config.{section}." if section else "config."
-        for name in there:
-            if name not in (*names, _OWN):
-                near = difflib.get_close_matches(name, names, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(f"{prefix}{name}: there is no such field{hint}")
-        for name in names:
-            if name not in there:
-                raise ValueError(f"{prefix}{name} is missing: configs/base.py has all fields")
+def set_jax_options(config: RunConfig) -> None:
+    """Set what every program that runs the training step needs of JAX, for this process."""
+    if config.precision == "float32":
+        jax.config.update("jax_default_matmul_precision", "float32")
+    # or a compilation cache never knows a program for several devices again: ops/partition.py
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
 
-def _section(config: ConfigDict, name: str, kind: type[Section]) -> Section:
-    try:
-        return kind(**config[name])
-    except ValueError as error:
-        raise ValueError(f"config.{name}.{error}") from None
-    except TypeError as error:
-        raise ValueError(f"config.{name}: a value is of the wrong type: {error}") from None
-
-
-def _get(config: ConfigDict, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = value[part]
-    return value
-
-
-def _has(config: ConfigDict, name: str) -> bool:
-    try:
-        _get(config, name)
-    except (KeyError, TypeError):
-        return False
-    return True
-
-
-def _check(config: ConfigDict, name: str, ok: bool, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f"config.{name} = {_get(config, name)!r}: allowed is {allowed}")
+def _has(kind: Any, name: str) -> bool:
+    first, _, rest = name.partition(".")
+    hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+    return first in hints and (not rest or _has(hints[first], rest))

@@ -4,11 +4,10 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-
-from spidr_jax.train import config as config_lib
 
 
 def parse_fields(texts: Sequence[str], option: str) -> dict[str, str]:
@@ -56,6 +55,14 @@ def read(file: str, values: Mapping[str, str]) -> ConfigDict:
         raise ValueError(str(error)) from None
     except (LookupError, AttributeError) as error:  # no such field; it may be told in an inner one
         told = ", ".join([file, *(f"{field}={text}" for field, text in values.items())])
-        why = " ".join(str(config_lib.innermost(error)).split())
+        why = " ".join(str(innermost(error)).split())
         raise ValueError(f"{told}: {why}") from None
     return holder.value
+
+
+def innermost(error: Exception) -> Any:
+    """What an error says: ml_collections wraps that of an unknown field in others."""
+    said: Any = error
+    while isinstance(said, Exception) and said.args:
+        said = said.args[-1]
+    return said

@@ -83,7 +83,7 @@ def stop_on_signals() -> Iterator[Stop]:
         if several:  # what JAX takes for all
             signal.raise_signal(signal.SIGTERM)
 
-    numbers = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
+    numbers: list[int] = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
     previous = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
         signal.signal(number, note)

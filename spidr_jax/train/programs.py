@@ -1,41 +1,32 @@
-"""Compiled training steps: each shape once, ahead of its need and in the background.
-
-B rows of a global batch, S samples of each.
-"""
+"""Compiled training steps: each shape once, ahead of its need and in the background."""
 
 import hashlib
+import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from spidr_jax.data.plan import Plan
-from spidr_jax.method.step import StepConfig
-from spidr_jax.train import distributed, phases, sharding, watchdog
-
-LOOKAHEAD = 2_000  # steps of the plan that are searched for the shapes needed next
-FREEZE_AHEAD = 1_000  # steps before the frozen phase at which its programs are begun
-
-Shape = tuple[int, int]
-Program = jax.stages.Compiled
+from spidr_jax.data.pipeline import Shapes
+from spidr_jax.train import distributed, placement, watchdog
+from spidr_jax.train.task import Batch, Task
 
 
 class Programs:
-    """The training step's programs, by phase and batch shape (B, S); a context manager."""
+    """The training step's programs, by phase and shapes of the batch; a context manager."""
 
-    def __init__(self, config: StepConfig, mesh: Mesh, fsdp: bool) -> None:
+    def __init__(self, task: Task, mesh: Mesh, fsdp: bool) -> None:
         """Compile nothing yet."""
-        self._config, self._mesh, self._fsdp = config, mesh, fsdp
+        self._task, self._mesh, self._fsdp = task, mesh, fsdp
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self._futures: dict[tuple[bool, Shape], Future[Program]] = {}
+        self._futures: dict[Any, Future[jax.stages.Compiled]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -52,59 +43,53 @@ class Programs:
             distributed.print0("waiting for a compilation to end")
         self._thread.shutdown(cancel_futures=True)
 
-    def prepare(self, shapes: Iterable[Shape], frozen: bool) -> None:
+    def prepare(self, kinds: Iterable[Shapes], phase: int) -> None:
         """Compile the programs of a phase one after the other, while others run."""
-        for shape in shapes:
-            if (frozen, shape) not in self._futures:
-                future = self._thread.submit(self._compile, shape, frozen)
-                self._futures[frozen, shape] = future
+        for shapes in kinds:
+            if (place := _key(shapes, phase)) not in self._futures:
+                self._futures[place] = self._thread.submit(self._compile, shapes, phase)
 
-    def get(self, shape: Shape, frozen: bool) -> Program:
-        """The program of a shape; waits for it, or compiles it, where it is not there.
+    def get(self, batch: Batch, phase: int) -> jax.stages.Compiled:
+        """The program for a batch; waits for it, or compiles it, where it is not there.
 
         Whatever the compiler raises in the background is raised here.
         """
-        future = self._futures.get((frozen, shape))
+        shapes = _shapes(batch)
+        future = self._futures.get(_key(shapes, phase))
         if future is None or future.cancel():
             future = Future()
-            future.set_result(self._compile(shape, frozen))
-            self._futures[frozen, shape] = future
+            future.set_result(self._compile(shapes, phase))
+            self._futures[_key(shapes, phase)] = future
         return future.result()
 
-    def ready(self, shape: Shape, frozen: bool) -> bool:
+    def ready(self, batch: Batch, phase: int) -> bool:
         """Whether `get` would not wait."""
-        future = self._futures.get((frozen, shape))
+        future = self._futures.get(_key(_shapes(batch), phase))
         return future is not None and future.done()
 
-    def _compile(self, shape: Shape, frozen: bool) -> Program:
+    def _compile(self, shapes: Shapes, phase: int) -> jax.stages.Compiled:
         start = time.perf_counter()
-        state = phases.abstract_state(self._config, self._mesh, self._fsdp, frozen)
-        step = phases.jit_step(self._config, self._mesh, self._fsdp, frozen)
+        step = placement.jit_step(self._task, self._mesh, self._fsdp, phase)
+        state = placement.abstract_state(self._task, self._mesh, self._fsdp, phase)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(self._mesh))
-        program = step.lower(state, abstract_batch(shape, self._mesh), key).compile()
-        rows, samples = shape
-        phase = ", frozen extractor" if frozen else ""
+        whole = placement.replicated(self._mesh)
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
+        program = step.lower(state, placement.abstract_batch(shapes, self._mesh), key).compile()
+        largest = max((shape for shape, _ in shapes.values()), key=math.prod)
         seconds = time.perf_counter() - start
-        distributed.print0(f"compiled {rows} x {samples:,} samples{phase} in {seconds:.1f} s")
+        distributed.print0(
+            f"compiled the step for {' x '.join(f'{size:,}' for size in largest)}"
+            f"{f', phase {phase + 1}' if phase else ''} in {seconds:.1f} s"
+        )
         return program
 
 
-def abstract_batch(shape: Shape, mesh: Mesh) -> dict[str, Any]:
-    """A batch as `pipeline.batches` and `sharding.put_batch` give it."""
-    rows = sharding.split_rows(mesh)
-    scalars = jax.ShapeDtypeStruct(shape[:1], jnp.float32, sharding=rows)
-    waveforms = jax.ShapeDtypeStruct(shape, jnp.int16, sharding=rows)
-    return {"waveforms": waveforms, "mean": scalars, "inv_std": scalars}
+def _shapes(batch: Batch) -> Shapes:
+    return {name: (x.shape, x.dtype) for name, x in batch.items()}
 
 
-def shapes_needed(plan: Plan, start: int, stop: int) -> list[Shape]:
-    """The shapes (B, S) of batches `start` to before `stop`, in the order of their first need."""
-    near = (plan.batch(step).num_samples for step in range(start, min(stop, start + LOOKAHEAD)))
-    lengths = dict.fromkeys(near)
-    if stop > start + LOOKAHEAD:
-        lengths |= dict.fromkeys(length for length, number in plan.batches.items() if number)
-    return [(plan.rows[length], length) for length in lengths]
+def _key(shapes: Shapes, phase: int) -> Hashable:
+    return phase, *sorted((name, shape) for name, (shape, _) in shapes.items())
 
 
 def use_cache(folder: str) -> None:

@@ -1,19 +1,12 @@
-"""The state that a run starts from: its own checkpoint, another model's weights, or a draw."""
+"""Which checkpoint a run goes on from, and whether it may."""
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-
-from spidr_jax.method.step import TrainState
 from spidr_jax.train import distributed, metrics
 from spidr_jax.train.checkpoint import Checkpoints
-from spidr_jax.train.config import changes, known
-from spidr_jax.weights.check import named
-from spidr_jax.weights.load import read
+from spidr_jax.train.config import RunConfig, allowed_changes, changes
 
 _LIBRARIES = ("spidr_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -61,37 +54,6 @@ def _saved_under(checkpoints: Checkpoints, step: int) -> int | None:
         return None  # damaged: the reason to ask for another
 
 
-def adopt(state: TrainState, path: str) -> TrainState:
-    """A new run's state with another model's parameters, teacher and codebooks.
-
-    Args:
-        state: as drawn.
-        path: what `read` takes: a run, a checkpoint, a PyTorch file.
-
-    Raises:
-        FileNotFoundError, ImportError: as `read`.
-        ValueError: it cannot be read, or its arrays are not those of this model.
-    """
-    try:
-        model = read(path)
-    except (OSError, ValueError) as error:
-        raise type(error)(f"config.init_from: {error}") from None
-    new = named(model.arrays)
-    old = {name: getattr(state, name) for name in model.arrays}
-    ours, theirs = ({n: x.shape for n, x in tree.items()} for tree in (named(old), new))
-    if wrong := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
-        first = wrong[0]
-        raise ValueError(
-            f"config.init_from = {path!r}: {len(wrong)} arrays do not fit config.model, the first "
-            f"{first}: {theirs.get(first, 'missing')} there, {ours.get(first, 'none')} here"
-        )
-    leaves, structure = jax.tree.flatten(old)
-    placed = [
-        jax.device_put(new[name], x.sharding) for name, x in zip(named(old), leaves, strict=True)
-    ]
-    return state._replace(**jax.tree.unflatten(structure, placed))
-
-
 def check_unstarted(folder: Path, every: int) -> None:
     """Refuse to begin anew where a run's checkpoints have been lost.
 
@@ -108,17 +70,14 @@ def check_unstarted(folder: Path, every: int) -> None:
         )
 
 
-def check_unchanged(
-    checkpoints: Checkpoints, step: int, config: dict[str, Any], allowed: Sequence[str], plan: str
-) -> None:
+def check_unchanged(checkpoints: Checkpoints, step: int, config: RunConfig, data: str) -> None:
     """Refuse to go on from a checkpoint with another config or other data.
 
     Args:
         checkpoints: the run's.
         step: of the checkpoint.
         config: the config now.
-        allowed: its fields and sections that the user lets differ.
-        plan: the fingerprint of the data plan now.
+        data: the fingerprint of the data now.
 
     Raises:
         ValueError: naming what has changed, field by field.
@@ -130,8 +89,9 @@ def check_unchanged(
             f"{checkpoints.folder} holds a model without optimizer state, not a run to go on; "
             "--config.init_from starts a new run from it"
         )
-    changed = changes(saved, known(config, saved) if imported else config, allowed)
-    if not (changed or imported or "data" in allowed or position["plan"] == plan):
+    allowed = allowed_changes(config)
+    changed = changes(config, saved, allowed, absent_counts=not imported)
+    if not (changed or imported or "data" in allowed or position["plan"] == data):
         changed = ["the data: files, lengths or weights in the manifests, or an allowed field"]
     if changed:
         raise ValueError(
@@ -139,7 +99,7 @@ def check_unchanged(
             f"{'; '.join(changed)}. Undo that, choose another config.workdir, or allow it by "
             "--config.allow_changes=FIELD,... (data for the data)"
         )
-    if config["init_from"] and config["init_from"] != saved.get("init_from"):
+    if config.init_from and config.init_from != saved.get("init_from"):
         distributed.print0(
             f"note: config.init_from is for a new run; this one goes on after step {step}"
         )

@@ -18,6 +18,7 @@ from spidr_jax.bench.flops import count_step
 from spidr_jax.bench.memory import Memory
 from spidr_jax.method.step import init_state, make_train_step
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.pretraining import Pretraining
 
 FIELDS: dict[str, Any] = {
     "extractor_conv_layer_config": ((4, 10, 5), (6, 3, 2)),
@@ -157,7 +158,9 @@ def test_memory_of_rows_is_a_line(config: str, options: None) -> None:
     moments = 2 * (params - norm)  # none of the last layer's second norm
     codebooks, counters = 5 * 8 + 5, 3
     assert found.state == 4 * (params + moments + student + codebooks + counters)
-    compiled = targets.compile_step(machine, setup.step_config, 8, setup.samples, frozen=False)
+    compiled = targets.compile_step(
+        machine, Pretraining(setup.config), 8, setup.samples, frozen=False
+    )
     assert memory.planned_bytes(compiled) == pytest.approx(found.of(8), rel=0.05)
 
 

@@ -74,11 +74,11 @@ def test_the_memory_of_a_gpu_that_is_not_there(tmp_path: Path) -> None:
 FOR_FOUR_GPUS = """
 from spidr_jax.bench import targets
 machine = targets.find("h100", number=4)  # before JAX is used
-from spidr_jax.method.step import StepConfig
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.pretraining import Config, Pretraining
 
-config = StepConfig(model=ModelConfig(encoder_num_layers=2, num_codebooks=2))
-program = targets.compile_step(machine, config, 8, 235_600, frozen=False).as_text()
+task = Pretraining(Config(model=ModelConfig(encoder_num_layers=2, num_codebooks=2)))
+program = targets.compile_step(machine, task, 8, 235_600, frozen=False).as_text()
 for kernel in ("attention", "first_layer", "grouped_conv", "norm"):
     assert f'name = "{kernel}' in program, kernel
 assert " all-reduce" in program

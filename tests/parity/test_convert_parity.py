@@ -321,11 +321,12 @@ def test_safetensors_hold_the_same(tmp_path: Path) -> None:
 def test_the_training_command_goes_on_with_a_pytorch_run(tmp_path: Path) -> None:
     import tiny
 
-    from spidr_jax.train import config as config_lib
+    from spidr_jax.pretraining import Config
     from spidr_jax.train import loop as train
+    from spidr_jax.train.config import build
 
     config = tiny.config(tiny.write_corpus(tmp_path / "corpus"), tmp_path / "run")
-    ours = config_lib.step_config(config)
+    ours = build(Config, config).step_config()
     fields = {**vars(ours.model)}
     fields.pop("model_type")
     pair = reference.make_pair("spidr", fields, ours.optimizer, ours.teacher, 0.5, 1000)
@@ -333,11 +334,11 @@ def test_the_training_command_goes_on_with_a_pytorch_run(tmp_path: Path) -> None
     reference.train_reference(pair, reference.draw_batches(pair.config.model, 2, 2, 8000), made)
     convert.from_torch_file(save_run(pair, made, tmp_path / "theirs", 2), tmp_path / "run")
     config.steps = 4
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     state = train.build_state(run)
     assert state.step == state.opt_state[1].count == 2
     assert train.train(run, state) == 0
-    assert train.build_state(train.open_run(config)).step == 4
+    assert train.build_state(tiny.open_run(config)).step == 4
     config.codebook.decay = 0.9
     with pytest.raises(ValueError, match=r"config\.codebook\.decay was 0\.5 and is 0\.9"):
-        train.build_state(train.open_run(config))
+        train.build_state(tiny.open_run(config))

@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
     config.log_every = 1
     config.update(validation=f"dev:{manifest}", validation_every=3)
     config.evaluation = f"tones:{manifest}:{tiny.write_labels(manifest)[0]}"
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     assert train.train(run, train.build_state(run)) == 0
     return config
 

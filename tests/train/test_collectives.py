@@ -42,15 +42,14 @@ COLLECTIVE = re.compile(
 def exchanged(fsdp: bool) -> dict[str, int]:
     """Numbers in the arrays of each kind of collective of a compiled step."""
     import jax
-    import jax.numpy as jnp
 
     from spidr_jax.bench import targets
-    from spidr_jax.method.step import StepConfig
     from spidr_jax.model.config import ModelConfig
+    from spidr_jax.pretraining import Config, Pretraining
 
-    config = StepConfig(model=ModelConfig(**MODEL), dtype=jnp.float32)
+    task = Pretraining(Config(model=ModelConfig(**MODEL), precision="float32"))
     machine = targets.Machine(tuple(jax.devices()))
-    compiled = targets.compile_step(machine, config, ROWS, SAMPLES, frozen=False, fsdp=fsdp)
+    compiled = targets.compile_step(machine, task, ROWS, SAMPLES, frozen=False, fsdp=fsdp)
     found: dict[str, int] = {}
     for shapes, kind in COLLECTIVE.findall(compiled.as_text() or ""):
         sizes = re.findall(r"\[([\d,]*)\]", shapes)

@@ -35,13 +35,13 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_to_end(config: ConfigDict) -> Any:
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     assert train.train(run, train.build_state(run)) == 0
     return last_state(config)
 
 
 def last_state(config: ConfigDict) -> Any:
-    return jax.device_get(train.build_state(train.open_run(config)))
+    return jax.device_get(train.build_state(tiny.open_run(config)))
 
 
 def assert_same(first: Any, second: Any) -> None:
@@ -69,7 +69,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_named(
     poison(monkeypatch, 3)
     state = run_to_end(config)
     output = capsys.readouterr().out
-    rows = train.open_run(config).plan.batch(2).rows
+    rows = tiny.open_run(config).plan.batch(2).rows
     names = ", ".join(f"u{row:02d}" for row in rows)
     assert "step 3: loss or gradient not finite, update skipped (1 so far, 1 in a row)" in output
     assert names in output
@@ -96,7 +96,7 @@ def test_many_in_a_row_stop_the_run_with_the_last_good_state_saved(
     config = tiny.config(manifest, tmp_path / "run")
     config.update(steps=9, max_skipped=3)
     config.checkpoint.update(every=2, keep=9)
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     state = train.build_state(run)
     poison(monkeypatch, 3, 4, 5, 6, 7, 8, 9)
     with pytest.raises(health.NotFiniteError, match=r"3 steps in a row, up to step 5"):
@@ -180,7 +180,7 @@ def train_until_killed(config: dict[str, Any], seconds: float, in_save: bool) ->
         Checkpoints.save = save_and_die  # type: ignore[method-assign]
     else:
         kill(seconds)
-    run = train.open_run(ConfigDict(config))
+    run = tiny.open_run(ConfigDict(config))
     train.train(run, train.build_state(run))
 
 

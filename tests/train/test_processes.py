@@ -98,7 +98,7 @@ def configure(manifest: Path, folder: Path, **changes: Any) -> ConfigDict:
 
 
 def run_here(config: ConfigDict) -> None:
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     assert train.train(run, train.build_state(run)) == 0
 
 

@@ -25,13 +25,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[ConfigDict, Any]:
     """A run with checkpoints 3 and 6, and its last state."""
     folder = tmp_path_factory.mktemp("resume")
     config = tiny.config(tiny.write_corpus(folder / "corpus"), folder / "run")
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     train.train(run, train.build_state(run))
     return config, jax.device_get(start(config))
 
 
 def start(config: ConfigDict) -> Any:
-    return train.build_state(train.open_run(config))
+    return train.build_state(tiny.open_run(config))
 
 
 def copy_of(config: ConfigDict, folder: Path, **changes: Any) -> ConfigDict:
@@ -85,7 +85,7 @@ def test_the_run_goes_on_from_an_earlier_checkpoint_and_loses_nothing(
     config = copy_of(trained[0], tmp_path, resume_step=3)
     damaged = largest(checkpoint(config, 6), "state/d/*")
     damaged.write_bytes(b"")
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     state = train.build_state(run)
     assert state.step == 3
     assert "checkpoints [6] now lie in" in capsys.readouterr().out
@@ -118,7 +118,7 @@ def test_a_step_of_a_run_without_checkpoints_is_refused(trained: Any, tmp_path: 
 def test_a_frozen_checkpoint_does_not_go_on_unfrozen(trained: Any, tmp_path: Path) -> None:
     config = copy_of(trained[0], tmp_path, freeze_step=4, allow_changes="freeze_step", steps=7)
     config.resume_step = 3
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     train.train(run, train.build_state(run))
     config.update(freeze_step=1000, steps=9)
     with pytest.raises(ValueError, match=r"does not fit .*config\.freeze_step.* missing there"):

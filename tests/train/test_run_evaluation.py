@@ -1,6 +1,5 @@
-"""Evaluation while a run trains: its numbers, its cadence, its share of the time, its faults."""
+"""Evaluation while a run trains: its numbers, its cadence, its faults."""
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +13,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from spidr_jax import evaluate
+from spidr_jax.data.pipeline import BadDataError
 from spidr_jax.inference.datasets import open_sets, parse_sets
-from spidr_jax.method.step import StepConfig
-from spidr_jax.model.config import ModelConfig
-from spidr_jax.train import evaluation as run_evaluation
 from spidr_jax.train import loop as train
-from spidr_jax.train import metrics, sharding
-from spidr_jax.train.evaluation import RunEvaluation, TimeShare
+from spidr_jax.train import metrics
+from spidr_jax.train.evaluation import Evaluations
 
 TIMINGS = ("audio_seconds_per_second", "data_wait")
 MEASURES = ("pnmi", "phone_purity", "cluster_purity", "abx_within", "abx_across")
@@ -76,100 +73,22 @@ def test_a_missing_file_is_named_with_its_set(files: Any) -> None:
 # --- when
 
 
-class Clock:
-    """Time that passes when told."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_a_share_of_the_time_is_kept() -> None:
-    clock = Clock()
-    share = TimeShare(0.25, clock)
-    assert share.allows()  # nothing is known yet
-    with share.spending():
-        clock.now = 10.0
-    clock.now = 69.9  # 10 spent and 10 more would be 20 of 79.9: above a quarter
-    assert not share.allows()
-    clock.now = 70.0
-    assert share.allows()
-    with share.spending():
-        clock.now = 72.0
-    clock.now = 53.9  # the last took 2: 14 of 56
-    assert not share.allows()
-    clock.now = 54.0
-    assert share.allows()
-    with contextlib.suppress(OSError), share.spending():
-        clock.now += 100.0
-        raise OSError  # it took its time all the same
-    assert share.last == 100.0
-
-
-def planned(files: Any, share: TimeShare, every: int, folder: Path) -> RunEvaluation:
-    config = StepConfig(model=ModelConfig(**tiny.FIELDS))
-    text = f"tones:{files[0]}:{files[1]}"
-    found = RunEvaluation(
-        text, config, sharding.make_mesh(), every=every, share=share, steps=100, log_every=4
-    )
-    found.begin(folder)
-    return found
-
-
-def test_what_is_due_is_put_off_until_the_share_permits(
-    files: Any, tmp_path: Path, capsys: Any
-) -> None:
-    clock = Clock()
-    share = TimeShare(0.5, clock)
-    found = planned(files, share, 10, tmp_path)
-    found._rows = lambda *_: setattr(clock, "now", clock.now + 10) or []  # each takes 10 s
-    asked: Any = type("State", (), {"params": {}})
-    logs: Any = type("Logs", (), {"has": lambda *_: False, "write": lambda *_: None})
-    done = []
-    for step in range(101):
-        clock.now += 0.625 * (step > 0)
-        if found.due(step):
-            done.append(step)
-            found.measure(asked, step, logs)
-    # By step n the run has taken 0.625 n and 10 for each evaluation; k + 1 of them may take half
-    # of that: from n = 16 (k + 1) on. Asked again at multiples of 4, and then due at the next 10.
-    assert done == [0, 32, 48, 64, 80, 96, 100]
-    assert capsys.readouterr().out.count("evaluation put off after step 10") == 1
-
-
 def test_cadence_start_and_end(files: Any, tmp_path: Path) -> None:
-    always = TimeShare(1.0, Clock())
+    config = tiny.config(files[0], tmp_path)
+    config.update(steps=100, evaluation=f"tones:{files[0]}:{files[1]}")
     for every, expected in ((30, [0, 30, 60, 90, 100]), (0, [0, 100])):
-        found = planned(files, always, every, tmp_path)
-        due = []
-        for step in range(101):
-            if found.due(step):
-                due.append(step)
-                found._measured = step
-        assert due == expected
-
-
-def test_a_resumed_run_knows_what_has_been_measured(files: Any, tmp_path: Path) -> None:
-    def due_after(*lines: dict[str, Any]) -> list[int]:
-        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-        found = planned(files, TimeShare(1.0, Clock()), 30, tmp_path)
-        return [step for step in (0, 29, 30, 36, 45, 60, 100) if found.due(step)]
-
-    measured = {"tones/pnmi/3": 0.1}
-    assert due_after({"step": 30} | measured) == [60, 100]
-    assert due_after({"step": 0} | measured, {"step": 30, "loss": 1.0}) == [30, 36, 60, 100]
-    assert due_after({"step": 100} | measured) == []
-    assert due_after({"step": 30, "other/pnmi/3": 0.1}) == [0, 30, 36, 60, 100]
+        config.evaluation_every = every
+        evaluations = tiny.open_run(config).evaluations
+        assert [step for step in range(101) if evaluations.due(step)] == expected
 
 
 # --- in a run
 
 
 def run_to_end(config: ConfigDict) -> tuple[Any, list[dict[str, Any]]]:
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     assert train.train(run, train.build_state(run)) == 0
-    final = jax.device_get(train.build_state(train.open_run(config)))
+    final = jax.device_get(train.build_state(tiny.open_run(config)))
     lines = metrics.read(Path(config.workdir) / "metrics.jsonl")
     return final, [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
 
@@ -181,24 +100,24 @@ def straight(files: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     config = tiny.config(manifest, tmp_path_factory.mktemp("straight") / "run")
     convolutions = ((16, 80, 40), (16, 8, 8))
     config.model.update(extractor_conv_layer_config=convolutions, encoder_pos_conv_depth=1)
-    config.update(log_every=1, evaluation_every=2, evaluation_share=1.0)
+    config.update(log_every=1, evaluation_every=2)
     config.evaluation = f"tones:{manifest}:{alignment}:{items},flat:{manifest}::{items}"
     config.optimizer.update(lr=0.05, warmup_steps=2)  # so that the numbers move
     compiled: list[int] = []
-    measure = RunEvaluation.measure
+    measure = Evaluations.measure
     counted = [0]
 
     def count(name: str, *_: Any, **__: Any) -> None:
         counted[0] += name == "/jax/core/compile/backend_compile_duration"
 
-    def watched(self: RunEvaluation, *args: Any) -> None:
+    def watched(self: Evaluations, *args: Any) -> None:
         before = counted[0]
         measure(self, *args)
         compiled.append(counted[0] - before)
 
     jax.monitoring.register_event_duration_secs_listener(count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunEvaluation, "measure", watched)
+        patch.setattr(Evaluations, "measure", watched)
         state, lines = run_to_end(config)
     return config, state, lines, compiled
 
@@ -278,10 +197,10 @@ def test_a_set_that_cannot_be_measured_ends_no_run_that_trains(
     manifest = tiny.write_corpus(tmp_path / "other", 9)
     alignment, _ = tiny.write_labels(manifest)
     config.update(workdir=str(tmp_path / "run"), evaluation=f"gone:{manifest}:{alignment}")
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     state = train.build_state(run)
     (tmp_path / "other" / "u03.wav").unlink()
-    with pytest.raises(run_evaluation.BadDataError, match=r"config\.evaluation: gone: .*u03"):
+    with pytest.raises(BadDataError, match=r"config\.evaluation: gone: .*u03"):
         train.train(run, state)
     soon = [{"step": 0, "gone/pnmi/2": 0.0}]  # as if it had gone after the start
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(soon[0]) + "\n")

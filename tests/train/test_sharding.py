@@ -17,7 +17,7 @@ import tiny
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from spidr_jax.method.step import TrainState
-from spidr_jax.train import sharding
+from spidr_jax.train import placement
 
 STEPS, MOVED, BACK = 8, 3, 6  # of a run; when it moves to one device and back, by checkpoints
 FREEZE = 3
@@ -49,25 +49,25 @@ def test_a_state_is_split_along_the_largest_dimension_that_divides(
 ) -> None:
     mesh = AbstractMesh((8,), ("data",))
     state = state_of(shape)
-    split = sharding.state_shardings(state, mesh, fsdp=True)
+    split = placement.state_shardings(state, mesh, True, ["codebooks"])
     whole = PartitionSpec()
     assert [split.codebooks[0].spec, split.step.spec] == [whole, whole]
     for part in (split.params, split.opt_state, split.teacher):
         assert part[0].spec == PartitionSpec(*spec)
-    replicated = sharding.state_shardings(state, mesh, fsdp=False)
+    replicated = placement.state_shardings(state, mesh, False)
     assert {place.spec for place in jax.tree.leaves(replicated)} == {whole}
 
 
 def test_bytes_of_a_device_are_those_of_its_shards() -> None:
     mesh = AbstractMesh((8,), ("data",))
     state = state_of((16, 24), (6, 5))
-    split = sharding.state_shardings(state, mesh, fsdp=True)
+    split = placement.state_shardings(state, mesh, True, ["codebooks"])
     placed = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, split
     )
-    assert sharding.device_bytes(placed.codebooks) == 4 * (16 * 24 + 6 * 5)
-    assert sharding.device_bytes(placed.teacher) == 4 * (16 * 3 + 6 * 5)
-    assert sharding.device_bytes(placed.step) == 4
+    assert placement.device_bytes(placed.codebooks) == 4 * (16 * 24 + 6 * 5)
+    assert placement.device_bytes(placed.teacher) == 4 * (16 * 3 + 6 * 5)
+    assert placement.device_bytes(placed.step) == 4
 
 
 def train(manifest: Path, folder: Path, fsdp: bool, steps: int) -> None:
@@ -80,10 +80,10 @@ def train(manifest: Path, folder: Path, fsdp: bool, steps: int) -> None:
     config.model.encoder_pos_conv_depth = 1
     config.data.update(planned_devices=8, max_batch_samples=16_000)
     config.sharding.fsdp = fsdp
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     state = train.build_state(run)
     write_state(folder / f"read-{int(state.step)}-on-{jax.device_count()}", state)
-    gathered = sharding.gather(state.params, run.mesh)
+    gathered = placement.gather(state.params, run.mesh)
     assert all(x.is_fully_replicated for x in jax.tree.leaves(gathered))
     save = run.checkpoints.save
 

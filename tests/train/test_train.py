@@ -28,9 +28,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_to_end(config: ConfigDict) -> tuple[int, Any, list[dict[str, Any]]]:
     """Train; give the exit status, the last checkpoint's state and the metrics."""
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     status = train.train(run, train.build_state(run))
-    final = train.build_state(train.open_run(config))
+    final = train.build_state(tiny.open_run(config))
     return status, jax.device_get(final), metrics.read(Path(config.workdir) / "metrics.jsonl")
 
 
@@ -50,7 +50,7 @@ def straight(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     config = tiny.config(manifest, tmp_path_factory.mktemp("straight") / "run")
     config.freeze_step = 4
     config.log_every = 1
-    plan = train.open_run(config).plan
+    plan = tiny.open_run(config).task.data.plan
     assert plan.batches_per_epoch < config.steps
     return config, *run_to_end(config)
 
@@ -66,7 +66,7 @@ def test_metrics_have_the_promised_names_and_values_of_their_step(straight: Any)
     ]
     for line in lines:
         assert set(promised) <= set(line)
-        assert line["loss"] == pytest.approx((line["loss_1"] + line["loss_2"]) / 2, rel=1e-6)
+        assert line["loss"] == pytest.approx((line["loss/1"] + line["loss/2"]) / 2, rel=1e-6)
     rise = (lines[3]["learning_rate"] - lines[0]["learning_rate"]) / 3
     optimizer = config.optimizer
     slope = optimizer.lr * (1 - optimizer.init_lr_scale) / optimizer.warmup_steps
@@ -108,9 +108,9 @@ def test_a_changed_config_is_refused_field_by_field(straight: Any) -> None:
     config.optimizer.lr = 1e-3
     config.seed = 4
     with pytest.raises(ValueError, match=r"config\.optimizer\.lr was 0\.\d+ and is 0\.001"):
-        train.build_state(train.open_run(config))
+        train.build_state(tiny.open_run(config))
     with pytest.raises(ValueError, match=r"config\.seed was 3 and is 4"):
-        train.build_state(train.open_run(config))
+        train.build_state(tiny.open_run(config))
 
 
 def test_another_architecture_is_refused_though_allowed(straight: Any) -> None:
@@ -119,7 +119,7 @@ def test_another_architecture_is_refused_though_allowed(straight: Any) -> None:
     config.allow_changes = "model"
     said = r"checkpoint 6 does not fit the config .*: \d+ arrays, the first .* undo that"
     with pytest.raises(ValueError, match=said):
-        train.build_state(train.open_run(config))
+        train.build_state(tiny.open_run(config))
 
 
 def test_layers_to_exclude_that_are_none_are_named_before_anything_runs(
@@ -128,7 +128,7 @@ def test_layers_to_exclude_that_are_none_are_named_before_anything_runs(
     config = tiny.config(manifest, tmp_path)
     config.teacher.exclude_layers = ("pos_conv_embd",)
     with pytest.raises(ValueError, match=r"config\.teacher\.exclude_layers has 'pos_conv_embd'"):
-        train.build_state(train.open_run(config))
+        train.build_state(tiny.open_run(config))
 
 
 def test_changed_data_are_refused(manifest: Path, tmp_path: Path) -> None:
@@ -138,13 +138,13 @@ def test_changed_data_are_refused(manifest: Path, tmp_path: Path) -> None:
     run_to_end(config)
     tiny.write_corpus(tmp_path / "corpus", utterances=15)
     with pytest.raises(ValueError, match="manifest"):
-        train.build_state(train.open_run(config))
+        train.build_state(tiny.open_run(config))
 
 
 def test_what_may_change_freely_may(straight: Any, tmp_path: Path) -> None:
     config = ConfigDict(straight[0].to_dict())
     config.steps, config.log_every, config.checkpoint.keep = 7, 5, 2
-    assert train.build_state(train.open_run(config)).step == 6
+    assert train.build_state(tiny.open_run(config)).step == 6
 
 
 def test_bad_files_are_replaced_counted_and_reported(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_corpus_of_another_rate_is_refused_before_training(tmp_path: Path) -> 
         audio, _ = soundfile.read(file)
         soundfile.write(file, np.stack([audio, audio], axis=1), 44_100, subtype="PCM_16")
     with pytest.raises(ValueError, match=r"44100|44,100|44\.1"):
-        train.open_run(tiny.config(corpus, tmp_path / "run"))
+        tiny.open_run(tiny.config(corpus, tmp_path / "run"))
 
 
 def test_no_room_for_a_checkpoint_warns_and_fails_at_the_end(
@@ -177,7 +177,7 @@ def test_no_room_for_a_checkpoint_warns_and_fails_at_the_end(
     config = tiny.config(manifest, tmp_path / "run")
     config.steps = 4
     config.checkpoint.every = 2
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     state = train.build_state(run)
     free = iter([10**9, 10])
     monkeypatch.setattr(
@@ -187,7 +187,7 @@ def test_no_room_for_a_checkpoint_warns_and_fails_at_the_end(
     with pytest.raises(OSError, match="the newest checkpoint is 2"):
         train.train(run, state)
     assert "no room for checkpoint 4" in capsys.readouterr().out
-    assert train.build_state(train.open_run(config)).step == 2
+    assert train.build_state(tiny.open_run(config)).step == 2
 
 
 HOLDS = """
@@ -211,9 +211,9 @@ def test_a_folder_in_which_a_process_trains_is_refused_until_it_is_killed(
         with pytest.raises(
             ValueError, match=rf"workdir = .*process {other.pid} on .* trains there"
         ):
-            train.open_run(config)
+            tiny.open_run(config)
         other.kill()
-    train.open_run(config)
+    tiny.open_run(config)
 
 
 def test_an_interrupt_that_was_lost_before_training_ends_it(
@@ -232,7 +232,7 @@ def test_a_workdir_that_cannot_be_is_named(manifest: Path, tmp_path: Path) -> No
     config = tiny.config(manifest, tmp_path / "file" / "run")
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"config\.workdir = '.*/file/run': Not a directory"):
-        train.open_run(config)
+        tiny.open_run(config)
 
 
 def start(config: ConfigDict) -> subprocess.Popen[str]:
@@ -266,7 +266,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     with start(config) as process:
         output = process.communicate()[0]
     assert process.returncode == 0, output
-    assert f"goes on after step {reached}" in output
+    assert f"resumes after step {reached}" in output
     lines = metrics.read(Path(config.workdir) / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, config.steps + 1))
     assert without_timings(lines[:6]) == without_timings(straight[3])

@@ -19,15 +19,18 @@ from ml_collections import ConfigDict
 
 import spidr_jax
 from spidr_jax.data import pipeline
+from spidr_jax.data.planned_audio import PlannedAudio
 from spidr_jax.data.sources import open_sources
-from spidr_jax.method import step as train_step
-from spidr_jax.method.step import StepConfig, TrainState
+from spidr_jax.data.validation_sets import ValidationSet, describe, open_sets, plan_batches
+from spidr_jax.method.step import TrainState
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.pretraining import Config, Pretraining
 from spidr_jax.train import loop as train
-from spidr_jax.train import metrics, sharding, validation
+from spidr_jax.train import metrics, placement, validation
+from spidr_jax.train.config import build
 from spidr_jax.train.console import ProgressLog
 from spidr_jax.train.sinks import Logs
-from spidr_jax.train.validation_sets import ValidationSet, describe, open_sets, plan_batches
+from spidr_jax.train.task import Task
 
 TIMINGS = ("audio_seconds_per_second", "data_wait")
 LIMITS = {
@@ -37,7 +40,11 @@ LIMITS = {
     "max_batch_samples": 64_000,
     "planned_devices": 1,
 }
-READING = {"num_threads": 1, "max_bad_share": 0.0}
+
+
+def audio_of(dataset: ValidationSet) -> PlannedAudio:
+    batches = dataset.plan.batches_per_epoch
+    return PlannedAudio([dataset.source], dataset.plan, num_batches=batches, num_threads=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,26 +79,28 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 )
 def test_bad_specs_are_refused(text: str, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=r"config\.validation: ") as caught:
-        open_sets(text, num_devices=1, **LIMITS)
+        open_sets(text, **LIMITS)
     assert message in str(caught.value)
 
 
 def test_a_name_stands_once(manifests: tuple[Path, Path]) -> None:
     with pytest.raises(ValueError, match="the name 'dev' stands twice"):
-        open_sets(f"dev:{manifests[0]},dev:{manifests[1]}", num_devices=1, **LIMITS)
+        open_sets(f"dev:{manifests[0]},dev:{manifests[1]}", **LIMITS)
 
 
 def test_a_set_smaller_than_a_batch_says_what_to_change(manifests: tuple[Path, Path]) -> None:
     limits = LIMITS | {"planned_devices": 16}
     with pytest.raises(ValueError, match=r"dev: 9 of its 9 .* takes 16: .*planned_devices"):
-        open_sets(f"dev:{manifests[1]}", num_devices=1, **limits)
+        open_sets(f"dev:{manifests[1]}", **limits)
 
 
-def test_rows_must_divide_among_the_devices(manifests: tuple[Path, Path]) -> None:
-    limits = LIMITS | {"planned_devices": 3}
-    assert open_sets(f"dev:{manifests[1]}", num_devices=3, **limits)
-    with pytest.raises(ValueError, match=r"planned_devices = 3: \d+ rows .* among 2 devices"):
-        open_sets(f"dev:{manifests[1]}", num_devices=2, **limits)
+def test_rows_must_divide_among_the_devices(manifests: tuple[Path, Path], tmp_path: Path) -> None:
+    config = tiny.config(manifests[0], tmp_path)
+    config.validation, config.data.planned_devices = f"dev:{manifests[1]}", 3
+    task = Pretraining(build(Config, config))
+    task.open(num_devices=3)
+    with pytest.raises(ValueError, match=r"planned_devices = 3: its \d+ rows .* devices x .*, 2;"):
+        task.open(num_devices=2)
 
 
 class Corpus:
@@ -144,7 +153,7 @@ def test_most_of_fifty_utterances_of_all_lengths_is_measured() -> None:
 
 
 def test_values_are_means_over_the_batches(manifests: tuple[Path, Path]) -> None:
-    (dataset,) = open_sets(f"dev:{manifests[1]}", num_devices=1, **LIMITS | {"max_samples": 20_000})
+    (dataset,) = open_sets(f"dev:{manifests[1]}", **LIMITS | {"max_samples": 20_000})
     count = dataset.plan.batches_per_epoch
     assert count == 3
     seen = []
@@ -153,11 +162,13 @@ def test_values_are_means_over_the_batches(manifests: tuple[Path, Path]) -> None
         seen.append(batch)
         return {"loss": np.float32(2 * number), "loss_per_codebook": np.array([number, number**2])}
 
-    state = TrainState(0, 0, {}, "moments", {}, None)
-    values = validation.measure_set(eval_fn, state, dataset, sharding.make_mesh(), **READING)
-    assert metrics.flatten(values, (5, 6)) == {"loss": 2.0, "loss/5": 1.0, "loss/6": 5 / 3}
+    task, state = Task(), TrainState(0, 0, {}, "moments", {}, None)
+    task.validation = {"dev": audio_of(dataset)}
+    values = validation.measure_set(eval_fn, task, state, "dev", placement.make_mesh())
+    assert values["loss"] == 2.0
+    np.testing.assert_array_equal(values["loss_per_codebook"], [1.0, 5 / 3])
     sources = open_sources(dataset.source.corpus.manifest, None)
-    with pipeline.batches(sources, dataset.plan, stop=count) as batches:
+    with pipeline.batches(PlannedAudio(sources, dataset.plan), stop=count) as batches:
         for found, expected in zip(seen, batches, strict=True):
             for name in expected:
                 np.testing.assert_array_equal(found[name], expected[name])
@@ -173,9 +184,9 @@ def straight(manifests: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
 
 
 def run_to_end(config: ConfigDict) -> tuple[Any, list[dict[str, Any]]]:
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     assert train.train(run, train.build_state(run)) == 0
-    final = jax.device_get(train.build_state(train.open_run(config)))
+    final = jax.device_get(train.build_state(tiny.open_run(config)))
     lines = metrics.read(Path(config.workdir) / "metrics.jsonl")
     return final, [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
 
@@ -214,15 +225,14 @@ def test_validation_changes_nothing_of_the_run(straight: Any, tmp_path: Path) ->
 def test_the_same_state_gives_the_same_numbers_whatever_the_seed(straight: Any) -> None:
     whole, _, lines = straight
     config = ConfigDict(whole.to_dict())
-    state = train.build_state(train.open_run(config))
+    state = train.build_state(tiny.open_run(config))
     config.seed = 11
     config.validation = f"again:{config.validation.split(',')[0].removeprefix('dev:')}"
-    again = train.open_run(config).validation
-    (dataset,) = again.sets
-    eval_fn = validation.make_eval_fn(train.open_run(config).step_config, sharding.make_mesh())
+    run = tiny.open_run(config)
+    eval_fn = validation.make_eval_fn(run.task, run.mesh)
     for _ in range(2):
-        values = validation.measure_set(eval_fn, state, dataset, sharding.make_mesh(), **READING)
-        assert {f"dev/{k}": v for k, v in metrics.flatten(values, (1, 2)).items()} == {
+        values = validation.measure_set(eval_fn, run.task, state, "again", run.mesh)
+        assert {f"dev/{k}": v for k, v in run.task.flatten(values).items()} == {
             name: value for name, value in lines[6].items() if name.startswith("dev/")
         }
 
@@ -272,10 +282,10 @@ def test_the_best_in_what_nobody_measures_is_refused(straight: Any, best: str) -
     with pytest.raises(
         ValueError, match=rf"checkpoint\.best = '{best}': allowed .*own/active_codes/2"
     ):
-        train.open_run(config)
+        tiny.open_run(config)
     config.validation = ""
     with pytest.raises(ValueError, match=r"config\.validation, which is empty"):
-        train.open_run(config)
+        tiny.open_run(config)
 
 
 def test_unreadable_files_end_the_run_by_the_sets_name_but_save_it(
@@ -284,15 +294,15 @@ def test_unreadable_files_end_the_run_by_the_sets_name_but_save_it(
     config = ConfigDict(straight[0].to_dict())
     dev = tiny.write_corpus(tmp_path / "dev", 9, 1.2)
     config.update(workdir=str(tmp_path / "run"), validation=f"dev:{dev}")
-    run = train.open_run(config)
+    run = tiny.open_run(config)
     state = train.build_state(run)
     for file in (tmp_path / "dev").glob("*.wav"):
         file.unlink()
     writer = Logs(tmp_path, 0, {})
-    log = ProgressLog(writer, 6, run.step_config.model)
+    log = ProgressLog(writer, 6, run.task)
     with (
         closing(writer),
-        pytest.raises(pipeline.BadDataError, match=r"config\.validation: dev: .*stand-ins"),
+        pytest.raises(pipeline.BadDataError, match=r"config\.validation: dev: .*replacements"),
     ):
         train._validate(run, state, 2, log)  # in a whole run they would have to go while it trains
     run.checkpoints.wait()
@@ -316,17 +326,18 @@ def measure_everywhere(manifest: Path) -> list[dict[str, float]]:
         codebook_size=8,
         num_codebooks=2,
     )
-    config = StepConfig(model=model, dtype=np.float32)
-    drawn = jax.jit(lambda key: train_step.init_state(config, key))(jax.random.key(0))
+    task = Pretraining(Config(model=model, precision="float32"))
+    drawn = jax.jit(task.init_state)(jax.random.key(0))
     limits = LIMITS | {"planned_devices": 8, "max_samples": 18_000}
     found = []
     for number, fsdp in ((1, False), (8, False), (8, True)):
         mesh = Mesh(np.array(jax.devices()[:number]), ("data",))
-        (dataset,) = open_sets(f"dev:{manifest}", num_devices=number, **limits)
-        state = jax.device_put(drawn, sharding.state_shardings(drawn, mesh, fsdp))
-        eval_fn = validation.make_eval_fn(config, mesh)
-        values = validation.measure_set(eval_fn, state, dataset, mesh, **READING)
-        flat = metrics.flatten(values, (1, 2))
+        (dataset,) = open_sets(f"dev:{manifest}", **limits)
+        task.validation = {"dev": audio_of(dataset)}
+        shardings = placement.state_shardings(drawn, mesh, fsdp, task.replicated)
+        state = jax.device_put(drawn, shardings)
+        eval_fn = validation.make_eval_fn(task, mesh)
+        flat = task.flatten(validation.measure_set(eval_fn, task, state, "dev", mesh))
         found.append(flat | {"batches": dataset.plan.batches_per_epoch})
     return found
 

@@ -87,7 +87,7 @@ def test_a_model_without_moments_is_no_run_to_go_on(folder: Path, tmp_path: Path
     convert.from_torch_file(folder / "new" / "out.pt", tmp_path / "run")
     manifest = tiny.write_corpus(tmp_path / "corpus")
     with pytest.raises(ValueError, match="holds a model without optimizer state"):
-        train.build_state(train.open_run(tiny.config(manifest, tmp_path / "run")))
+        train.build_state(tiny.open_run(tiny.config(manifest, tmp_path / "run")))
 
 
 def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path, capsys: Any) -> None:

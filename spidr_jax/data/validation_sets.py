@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from spidr_jax.data import ladder, pipeline
+from spidr_jax.data import ladder, planned_audio
 from spidr_jax.data.corpus import open_manifest
 from spidr_jax.data.plan import Plan, make_plan
 from spidr_jax.data.sources import Source
@@ -51,7 +51,6 @@ def open_sets(
     num_rungs: int,
     max_batch_samples: int,
     planned_devices: int,
-    num_devices: int,
 ) -> list[ValidationSet]:
     """Open "name:manifest,..." and cut each set into batches.
 
@@ -65,7 +64,6 @@ def open_sets(
         num_rungs: see above; validation has four lengths at most.
         max_batch_samples: see above.
         planned_devices: see above.
-        num_devices: those there are.
 
     Raises:
         ValueError: an entry or a manifest is malformed, or the set is too small.
@@ -75,7 +73,7 @@ def open_sets(
     for name, manifest in parse_sets(text).items():
         try:
             source = Source(name, open_manifest(manifest))
-            pipeline.probe(source)
+            planned_audio.probe(source)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"config.validation: {name}: {manifest!r}: there is no such file"
@@ -88,13 +86,6 @@ def open_sets(
             largest=max(max_batch_samples // planned_devices, max_samples),
             planned_devices=planned_devices,
         )
-        for rung, rows in plan.rows.items():
-            if rows % num_devices:
-                raise ValueError(
-                    f"config.data.planned_devices = {planned_devices}: {rows} rows of {rung} "
-                    f"samples of config.validation's {name} do not divide among {num_devices} "
-                    "devices; allowed is a multiple"
-                )
         sets.append(ValidationSet(name, source, plan))
     return sets
 
