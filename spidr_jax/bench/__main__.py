@@ -9,7 +9,6 @@ python -m spidr_jax.bench data --manifest M [--threads 1,2] [--seconds 5] [--ref
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -36,7 +35,7 @@ def _run_memory(args: argparse.Namespace) -> dict[str, Any]:
     machine = targets.find(args.target)
     found = memory.bench_memory(setup, machine, args.frozen)
     print(memory.table(found, machine, args.devices_gb, args.reserve, setup.samples))
-    return dataclasses.asdict(found)
+    return found._asdict()
 
 
 def _run_loop(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,9 +4,9 @@ A step's memory grows linearly with the rows of its batch: two compilations give
 devices are in GiB, as their makers' "GB" is.
 """
 
-import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 
@@ -19,8 +19,7 @@ _MEASURED = (2, 16)  # rows
 _SHOWN = (1, 2, 4, 8, 16)
 
 
-@dataclasses.dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """Memory of a step on one device, in bytes.
 
     Attributes:
@@ -81,27 +80,22 @@ def table(
         reserve: the share of a device to leave free.
         samples: of an utterance.
     """
-    gib = [f"{size / 2**30:.2f}" for size in (found.state, *map(found.of, _SHOWN))]
-    most = [str(found.most_rows((1 - reserve) * size * 2**30)) for size in sizes]
-    lines = [
+    needed = {"state": found.state} | {f"{rows} rows": found.of(rows) for rows in _SHOWN}
+    most = {f"{size} GB": found.most_rows((1 - reserve) * size * 2**30) for size in sizes}
+    text = (
         f"GiB of one device for batches of rows x {samples:,} samples, planned by the compiler for "
-        f"{machine.name}",
-        "",
-        *_table(["state", *(f"{rows} rows" for rows in _SHOWN)], gib),
-        "",
-        f"the most rows on a device, {reserve:.0%} of which stay free",
-        "",
-        *_table([f"{size} GB" for size in sizes], most),
-    ]
+        f"{machine.name}\n\n{_row(needed)}\n{_row(['---'] * len(needed))}\n"
+        f"{_row(f'{size / 2**30:.2f}' for size in needed.values())}\n\n"
+        f"the most rows on a device, {reserve:.0%} of which stay free\n\n"
+        f"{_row(most)}\n{_row(['---'] * len(most))}\n{_row(map(str, most.values()))}"
+    )
     if machine.platform == "cpu":
-        lines += [
-            "",
-            "a CPU's plan: its compiler fuses less and keeps some bfloat16 arrays as float32. "
-            "--target h100 asks a GPU's compiler, also without a GPU",
-        ]
-    return "\n".join(lines)
+        text += (
+            "\n\na CPU's plan: its compiler fuses less and keeps some bfloat16 arrays as float32. "
+            "--target h100 asks a GPU's compiler, also without a GPU"
+        )
+    return text
 
 
-def _table(head: Sequence[str], cells: Sequence[str]) -> list[str]:
-    rows = [head, ["---"] * len(head), cells]
-    return [f"| {' | '.join(row)} |" for row in rows]
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

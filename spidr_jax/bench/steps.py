@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from spidr_jax.bench import flops, memory, profiling, pytorch, setups
 from spidr_jax.bench.setups import Setup
-from spidr_jax.bench.timing import Start, measure_peak, spread, stepper, take_turns
+from spidr_jax.bench.timing import Start, measure_peak, stepper, take_turns
 from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.method.step import TrainState
 from spidr_jax.pretraining import Pretraining
@@ -122,11 +122,12 @@ def _describe(
     work = flops.count_step(setup.step_config.model, setup.rows, setup.samples, frozen)
     contenders: dict[str, dict[str, Any]] = {}
     for name, rounds in times.items():
-        low, median, high, steps = spread([seconds for each in rounds for seconds in each])
+        seconds = np.concatenate(rounds)
+        low, median, high = np.percentile(seconds, (25, 50, 75)).tolist()
         contenders[name] = {
             "median_ms": median * 1e3,
             "quartiles_ms": [low * 1e3, high * 1e3],
-            "steps": steps,
+            "steps": len(seconds),
             "audio_per_s": setup.rows * setup.samples / SAMPLE_RATE / median,
             "tflops": work / median / 1e12,
             "share_of_peak": work / median / peak,

@@ -2,30 +2,15 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 Start = Callable[[], Callable[[], object]]
 """Starts a step and gives what waits for its end."""
-
-
-class Spread(NamedTuple):
-    """Quartiles and median, in seconds, of so many steps."""
-
-    low: float
-    median: float
-    high: float
-    steps: int
-
-
-def spread(seconds: Sequence[float]) -> Spread:
-    """The quartiles of some steps' times."""
-    low, median, high = np.percentile(seconds, (25, 50, 75)).tolist()
-    return Spread(low, median, high, len(seconds))
 
 
 def durations(start: Start, count: int) -> list[float]:

@@ -54,10 +54,6 @@ def test_contenders_take_turns() -> None:
     }
 
 
-def test_the_spread_is_median_and_quartiles() -> None:
-    assert timing.spread([5.0, 1.0, 2.0, 4.0, 3.0]) == (2.0, 3.0, 4.0, 5)
-
-
 def test_how_many_times_as_long_others_take() -> None:
     times = {steps.OURS: [[1.0, 1.0, 9.0], [2.0, 2.0, 2.0]], "other": [[3.0] * 3, [5.0] * 3]}
     assert steps._ratios(times) == {"other": {"ratio": 4.0 / 2.0, "rounds": [3.0, 2.5]}}
