@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from ml_collections import ConfigDict
 from test_logs import shown
 
-from spidr_jax.method import codebook
 from spidr_jax.train import loop as train
 from spidr_jax.train import metrics, sharding
 from spidr_jax.train import monitors as health
@@ -114,26 +112,14 @@ def test_many_in_a_row_stop_the_run_with_the_last_good_state_saved(
     assert np.isfinite(metrics.read(tmp_path / "run" / "metrics.jsonl")[0]["loss"])
 
 
-def test_a_collapsed_codebook_is_warned_of(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    def all_the_same(key: jax.Array, num_codebooks: int, size: int, width: int) -> Any:
-        return codebook.CodebookState(
-            jnp.ones((num_codebooks, size, width)).at[1].set(codebook_2(key, size, width)),
-            jnp.ones((num_codebooks, size)),
-        )
-
-    def codebook_2(key: jax.Array, size: int, width: int) -> jax.Array:
-        return jax.random.normal(key, (size, width))
-
-    monkeypatch.setattr(codebook, "init", all_the_same)
-    config = tiny.config(manifest, tmp_path / "run")
-    config.codebook.decay = 1.0
-    run_to_end(config)
-    output = capsys.readouterr().out
-    warned = "step 1: the codebook of layer 1 collapses: target perplexity 1.0 of 8"
-    assert output.count("collapses") == 1
-    assert warned in output
+def test_a_codebook_is_warned_of_once_each_time_that_it_collapses(capsys: Any) -> None:
+    collapse = health.Collapse(codebook_size=256)
+    for step, perplexity in ((1, 25.0), (2, 3.0), (3, 100.0), (4, 25.0)):
+        collapse.check(step, {4: 90.0, 5: perplexity})
+    assert [line.split(" (")[0] for line in capsys.readouterr().out.splitlines()] == [
+        f"warning: step {step}: the codebook of layer 5 collapses: target perplexity 25.0 of 256"
+        for step in (1, 4)
+    ]
 
 
 def test_a_disk_that_fills_in_a_save_is_warned_of_and_the_old_checkpoint_stays(
