@@ -1,17 +1,36 @@
-"""How a run is asked to stop, so that all its processes stop after the same step."""
+"""One run at a time in a folder, and how it is asked to stop: all processes after the same step."""
 
 import contextlib
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import jax
 from jax.experimental import multihost_utils
 
+from spidr_jax.data import files
 from spidr_jax.train import distributed
 
 _interrupted: list[bool] = []
+_locks: dict[Path, BinaryIO] = {}
+
+
+def lock_folder(folder: Path) -> None:
+    """Lock a run's folder, in the first of its processes, for as long as that lives.
+
+    Raises:
+        ValueError: another process holds it; the message says which.
+    """
+    if not distributed.is_first() or folder.absolute() in _locks:
+        return
+    try:
+        _locks[folder.absolute()] = files.lock(folder / ".lock")
+    except BlockingIOError as error:
+        raise ValueError(
+            f"config.workdir = {str(folder)!r}: {error}; let it end, or choose another folder"
+        ) from None
 
 
 def raise_interrupt(*_: Any) -> None:

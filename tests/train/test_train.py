@@ -193,8 +193,8 @@ def test_no_room_for_a_checkpoint_warns_and_fails_at_the_end(
 HOLDS = """
 import sys
 from pathlib import Path
-from spidr_jax.train.lock import Claim
-held = Claim(Path(sys.argv[1]))
+from spidr_jax.train.preemption import lock_folder
+lock_folder(Path(sys.argv[1]))
 print("holds", flush=True)
 sys.stdin.read()
 """
@@ -209,7 +209,7 @@ def test_a_folder_in_which_a_process_trains_is_refused_until_it_is_killed(
         assert other.stdout is not None
         assert other.stdout.readline() == "holds\n"
         with pytest.raises(
-            ValueError, match=rf"workdir = .*process {other.pid} on .* trains there"
+            ValueError, match=rf"workdir = .*process {other.pid} on .*; let it end"
         ):
             tiny.open_run(config)
         other.kill()
