@@ -1,8 +1,8 @@
 """Compiled training steps: each shape once, ahead of its need and in the background."""
 
-import hashlib
 import math
 import os
+import platform
 import time
 from collections.abc import Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,14 +96,14 @@ def use_cache(folder: str) -> None:
     """Keep compiled programs on disk, where the user has not set JAX's own options for it.
 
     Args:
-        folder: empty for none. A CPU's programs lie in a folder of its kind, as they would not
-            run on another one.
+        folder: empty for none. A CPU's programs lie in a folder of its host: they might not run
+            on another one.
     """
     if not folder or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     path = Path(folder).expanduser()
     if jax.default_backend() == "cpu":
-        path /= _cpu_kind()
+        path /= f"cpu-{platform.node()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
@@ -113,13 +113,3 @@ def use_cache(folder: str) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     compilation_cache.reset_cache()  # something compiled before would have decided for none
-
-
-def _cpu_kind() -> str:
-    """A name for CPUs with the same instructions."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "cpu"
-    kinds = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    return "cpu-" + hashlib.sha256("\n".join(kinds).encode()).hexdigest()[:12]

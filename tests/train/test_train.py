@@ -208,9 +208,7 @@ def test_a_folder_in_which_a_process_trains_is_refused_until_it_is_killed(
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "holds\n"
-        with pytest.raises(
-            ValueError, match=rf"workdir = .*process {other.pid} on .*; let it end"
-        ):
+        with pytest.raises(ValueError, match=rf"workdir = .*process {other.pid} on .*; let it end"):
             tiny.open_run(config)
         other.kill()
     tiny.open_run(config)
