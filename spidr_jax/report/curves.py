@@ -126,7 +126,9 @@ def lines(
         limits: lowest and highest value of that axis, None for those of the lines.
     """
     axes.set_title(title)
-    axes.set_yscale("log" if log else "linear")
+    if log:
+        axes.set_yscale("log")
+        drawn = [line._replace(points=[(x, y or None) for x, y in line.points]) for line in drawn]
     for line in drawn:
         step, mean, low, high = thin(line.points).T
         axes.plot(
@@ -139,7 +141,7 @@ def lines(
     axes.set_ylim(*limits)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(
-        LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(4, steps=[1, 2, 5, 10])
+        LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(4, steps=[1, 2, 2.5, 5, 10])
     )
     axes.yaxis.set_minor_locator(NullLocator())
     for axis in (axes.xaxis, axes.yaxis):

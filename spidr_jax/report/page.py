@@ -60,10 +60,9 @@ def page(runs: Sequence[Run], probes: Sequence[Probe | str]) -> str:
         *(_verdict(run, number, runs) for number, run in enumerate(runs)),
         _cards(runs, probes),
         _details("Every metric over steps", _metrics(runs)),
-        *_evaluations(runs),
+        _details("Evaluations", _evaluated(runs)),
         *_units(runs, probes),
-        _details("Config", _fields(runs, [run.config for run in runs])),
-        _details("Environment", _fields(runs, [_saved(run) for run in runs])),
+        _details("Config and versions", _fields(runs)),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -114,7 +113,7 @@ def _cards(runs: Sequence[Run], probes: Sequence[Probe | str]) -> str:
             matrix = draw_matrix(found.matrix, *pictures.SIZE)
             source = f"{run.name}, {found.source}; full colour: 1."
     layers = "Broad: the best layer; pale: the others."
-    if not any(run.evaluations for run in runs):
+    if not any(run.evaluated for run in runs):
         layers += " MFCC beside them: spidr_jax.evaluate --mfcc ... --out RUN/evaluate.json."
     cards = {
         "Loss and perplexity": (
@@ -156,16 +155,11 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return [f"{letter(i)}: {run.name}" if several else run.name for i, run in enumerate(runs)]
 
 
-def _evaluations(runs: Sequence[Run]) -> Iterator[str]:
-    """What `spidr_jax.evaluate` has left in the runs' folders, file by file."""
-    for file in sorted({name for run in runs for name in run.evaluations}):
-        found = [
-            {"run": name} | row
-            for name, run in zip(_names(runs), runs, strict=True)
-            for row in run.evaluations.get(file, [])
-        ]
-        about = ("run", "step", "layer", "kind")
-        yield _details(f"Evaluation: {file}", _measured(about, found) if found else "")
+def _evaluated(runs: Sequence[Run]) -> str:
+    """What `spidr_jax.evaluate` has left in the runs' folders."""
+    named = zip(_names(runs), runs, strict=True)
+    rows = [{"run": name} | row for name, run in named for row in run.evaluated]
+    return _measured(("run", "file", "step", "layer", "kind"), rows) if rows else ""
 
 
 def _units(runs: Sequence[Run], probes: Sequence[Probe | str]) -> Iterator[str]:
@@ -194,14 +188,16 @@ def _is(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _saved(run: Run) -> dict[str, Any]:
-    rest = {name: value for name, value in run.saved.items() if name not in ("step", "plan")}
-    return {"newest checkpoint": run.saved_step} | rest
-
-
-def _fields(runs: Sequence[Run], values: Sequence[Any]) -> str:
-    """A table of nested values; of several runs first those that differ."""
-    known = [dict(_flat(each)) for each in values]
+def _fields(runs: Sequence[Run]) -> str:
+    """Config, newest checkpoint and versions; of several runs first what differs."""
+    known = [
+        dict(
+            _flat(
+                run.config | {"checkpoint": run.saved_step, "versions": run.saved.get("versions")}
+            )
+        )
+        for run in runs
+    ]
     names = dict.fromkeys(name for fields in known for name in fields)
     rows = [[name, *(fields.get(name, "") for fields in known)] for name in names]
     rows.sort(key=lambda row: len(set(row[1:])) == 1)

@@ -1,8 +1,9 @@
 """What the page shows over steps: learning, unit quality, and every metric."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -13,7 +14,6 @@ from spidr_jax.report.runs import Point, Run
 from spidr_jax.report.verdict import best_layer, least_perplexity
 
 SIZE = 360, 310  # of the first screen's pictures
-_MARGINS = {"left": 0.1, "right": 0.8, "top": 0.94, "bottom": 0.11, "hspace": 0.24}
 
 
 def letter(number: int) -> str:
@@ -39,52 +39,47 @@ def _trained(runs: Sequence[Run], name: str, label: str) -> list[Line]:
     return [_line(runs, i, key, label) for i, run in enumerate(runs) if key in run.keys]
 
 
+def _level(runs: Sequence[Run], label: str, height: float, colour: str, width: float) -> Line:
+    ends: list[Point] = [(0, height), (last_step(runs), height)]
+    return Line(label, ends, colour, width, dashed=True, marked=False)
+
+
+class _Panel(NamedTuple):
+    """Lines under each other's steps; `collapsed`: the height up to which codebooks are."""
+
+    title: str
+    drawn: list[Line]
+    top: float | None = None
+    collapsed: float = 0
+
+
 def learning(runs: Sequence[Run]) -> str:
     """Loss and perplexities of all runs over the published curve; empty where there are none."""
     codes = max((run.get("model.codebook_size") or 0 for run in runs), default=0)
-    loss = _trained(runs, "loss", "training")
-    if not loss:
+    trained = _trained(runs, "loss", "training")
+    if not trained:
         return ""
-    loss += _dashed(
+    validated = [
         _line(runs, i, key, key.set)
         for i, run in enumerate(runs)
         for key in run.keys
         if key.set and key.name == "loss" and key.layer is None
-    )
-    use = _trained(runs, "target_ppl", "target")
-    use += _dashed(_trained(runs, "pred_ppl", "prediction"))
-
-    def draw(figure: Figure) -> None:
-        above, below = figure.subplots(2, 1, sharex=True)
-        figure.subplots_adjust(**_MARGINS)
-        above.set_xlim(0, last_step(runs))
-        if codes:
-            chance, least = math.log(codes), least_perplexity(codes)
-            style = {"x": 0.99, "ha": "right"}
-            above.axhline(chance, color=SOFT, lw=1, ls=":")
-            above.text(y=chance, s=f"chance, ln {codes}", color=SOFT, va="bottom",
-                       transform=above.get_yaxis_transform(), **style)  # fmt: skip
-            below.axhspan(0, least, color=BAD, alpha=0.15, lw=0)
-            below.text(y=least / 2, s="collapse", color=BAD, va="center",
-                       transform=below.get_yaxis_transform(), **style)  # fmt: skip
-        lines(above, [*_published(runs, "loss", codes), *loss], "loss, nats")
-        lines(
-            below,
-            [*_published(runs, "target_ppl", codes), *use],
-            f"perplexity, codes of {codes or '?'}",
-            limits=(0, 1.03 * codes if codes else None),
-        )
-        below.set_xlabel("step")
-
-    return picture(*SIZE, f"loss and perplexity over steps: {_told([*loss, *use])}", draw)
-
-
-def _dashed(drawn: Iterable[Line]) -> list[Line]:
-    """Those beside a solid line, at which a run's letter stands already."""
-    return [
-        line._replace(dashed=True, label=line.label if len(line.label) > 1 else "")
-        for line in drawn
     ]
+    loss = [*_published(runs, "loss", codes), *trained, *_dashed(runs, validated)]
+    use = [*_published(runs, "target_ppl", codes), *_trained(runs, "target_ppl", "target")]
+    use += _dashed(runs, _trained(runs, "pred_ppl", "prediction"))
+    panels = [_Panel("loss, nats", loss), _Panel("perplexity, codes", use)]
+    if codes:
+        least = least_perplexity(codes)
+        loss.append(_level(runs, "chance", math.log(codes), SOFT, 1))
+        use.append(_level(runs, "collapse", least / 2, BAD, 0))
+        panels[1] = _Panel(f"perplexity, codes of {codes}", use, 1.03 * codes, least)
+    return _stacked(runs, panels)
+
+
+def _dashed(runs: Sequence[Run], drawn: Sequence[Line]) -> list[Line]:
+    """Lines beside solid ones, at which a run's letter stands already."""
+    return [line._replace(dashed=True, label="" if len(runs) > 1 else line.label) for line in drawn]
 
 
 def _published(runs: Sequence[Run], name: str, codes: int) -> list[Line]:
@@ -97,12 +92,29 @@ def _published(runs: Sequence[Run], name: str, codes: int) -> list[Line]:
         height = math.log(codes) / math.log(reference.CODES)
     points = [(x * width, y * height) for x, y in reference.mean(name) if x * width <= last]
     label = "published" if exact else "published,\nsqueezed"
-    return [Line(label, points, SOFT, 3, alpha=0.5 if exact else 0.25, marked=False)]
+    line = Line(label, points, SOFT, 3, alpha=0.5 if exact else 0.25, marked=False)
+    return [line] if len(points) > 1 else []
 
 
 def last_step(runs: Sequence[Run]) -> int:
     """The last step of which a run has a line, at least 1."""
     return max((line["step"] for run in runs for line in run.lines), default=0) or 1
+
+
+def _stacked(runs: Sequence[Run], panels: Sequence[_Panel]) -> str:
+    def draw(figure: Figure) -> None:
+        every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        figure.subplots_adjust(left=0.1, right=0.8, top=0.94, bottom=0.11, hspace=0.24)
+        every[0].set_xlim(0, last_step(runs))
+        for axes, panel in zip(every, panels, strict=True):
+            if panel.collapsed:
+                axes.axhspan(0, panel.collapsed, color=BAD, alpha=0.15, lw=0)
+            bottom = None if panel.top is None else 0
+            lines(axes, panel.drawn, panel.title, limits=(bottom, panel.top))
+        every[-1].set_xlabel("step")
+
+    told = "; ".join(f"{panel.title}: {_told(panel.drawn)}" for panel in panels)
+    return picture(*SIZE, f"over steps: {told}", draw)
 
 
 def _told(drawn: Sequence[Line]) -> str:
@@ -116,20 +128,11 @@ def quality(runs: Sequence[Run]) -> str:
     for key in [key for run in runs for key in run.keys if key.set and key.layer is not None]:
         if key.name != "loss" and describe(key.name).direction:
             shown.setdefault(describe(key.name).direction, key)
-    if not shown:
-        return ""
-    panels = [(key, list(_best(runs, key))) for _, key in sorted(shown.items())]
-
-    def draw(figure: Figure) -> None:
-        every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        figure.subplots_adjust(**_MARGINS)
-        every[0].set_xlim(0, last_step(runs))
-        for axes, (key, drawn) in zip(every, panels, strict=True):
-            lines(axes, drawn, f"{title(key.name)}, {key.set}")
-        every[-1].set_xlabel("step")
-
-    told = "; ".join(f"{title(key.name)} on {key.set}: {_told(drawn)}" for key, drawn in panels)
-    return picture(*SIZE, f"unit quality over steps: {told}", draw)
+    panels = [
+        _Panel(f"{title(key.name)}, {key.set}", list(_best(runs, key)))
+        for _, key in sorted(shown.items())
+    ]
+    return _stacked(runs, panels) if panels else ""
 
 
 def _best(runs: Sequence[Run], key: Key) -> Iterator[Line]:
@@ -143,9 +146,8 @@ def _best(runs: Sequence[Run], key: Key) -> Iterator[Line]:
             yield line._replace(width=2) if layer == best else thin
     floor = next((y for run in runs if (y := run.of_mfcc(key.name)) is not None), None)
     if floor is not None:
-        y = floor * (100 if describe(key.name).unit == "%" else 1)
-        ends: list[Point] = [(0, y), (last_step(runs), y)]
-        yield Line("MFCC", ends, SOFT, 1.2, dashed=True, marked=False)
+        scale = 100 if describe(key.name).unit == "%" else 1
+        yield _level(runs, "MFCC", scale * floor, SOFT, 1.2)
 
 
 def every_metric(runs: Sequence[Run]) -> str:

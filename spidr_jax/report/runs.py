@@ -22,7 +22,7 @@ class Run(NamedTuple):
         config: empty where there is none.
         saved_step: finished steps of the newest checkpoint.
         saved: what lies beside its state, such as versions.
-        evaluations: by file name, the rows of `spidr_jax.evaluate`.
+        evaluated: the rows of the files of `spidr_jax.evaluate`, with file and step.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
     saved_step: int | None
     saved: dict[str, Any]
-    evaluations: dict[str, list[dict[str, Any]]]
+    evaluated: list[dict[str, Any]]
 
     def series(self, name: str) -> list[Point]:
         """The values of a metric by step, where lines hold it."""
@@ -50,8 +50,8 @@ class Run(NamedTuple):
 
     def of_mfcc(self, name: str) -> float | None:
         """A metric of MFCC by the evaluation files: theirs, or that of units of their clusters."""
-        rows = [row for each in self.evaluations.values() for row in each]
-        kinds = {row.get("kind"): row.get(name) for row in rows if row.get("layer") == "MFCC"}
+        rows = [row for row in self.evaluated if row.get("layer") == "MFCC"]
+        kinds = {str(row.get("kind")): row.get(name) for row in rows}
         return next((y for kind in ("features", "kmeans") if (y := _finite(kinds.get(kind)))), None)
 
     def get(self, field: str) -> Any:
@@ -96,8 +96,8 @@ def _read(folder: Path) -> Run:
     saved_step, saved, config = _newest(files[2])
     if files[1].exists():
         config = _read_json(files[1])
-    evaluations = {path.name: _rows(_read_json(path)) for path in folder.glob("evaluate*.json")}
-    return Run(folder.absolute().name, folder, lines, keys, config, saved_step, saved, evaluations)
+    evaluated = [row for path in sorted(folder.glob("evaluate*.json")) for row in _rows(path)]
+    return Run(folder.absolute().name, folder, lines, keys, config, saved_step, saved, evaluated)
 
 
 def _order(key: Key) -> tuple[str, int, str, int]:
@@ -123,8 +123,10 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path}: is damaged: {error}") from None
 
 
-def _rows(content: Any) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of `spidr_jax.evaluate`; none of one that is something else."""
+    content = _read_json(path)
     results = content.get("results") if isinstance(content, dict) else None
     rows = results if isinstance(results, list) else []
-    return [{"step": content.get("step")} | row for row in rows if isinstance(row, dict)]
+    about = {"file": path.name, "step": content.get("step")} if rows else {}
+    return [about | row for row in rows if isinstance(row, dict)]

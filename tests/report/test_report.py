@@ -60,7 +60,7 @@ def test_a_run_s_own_report_shows_what_it_has_measured(trained: ConfigDict) -> N
     assert "step 6 of 6 · " in html
     assert ">dev</text>" in html
     assert "<figcaption>target perplexity, codes (dev)</figcaption>" in html
-    assert "unit quality over steps: PNMI" in html
+    assert "over steps: PNMI, share of H(phone), tones: layer " in html
     assert f"drawn by: python -m spidr_jax.report {trained.workdir}" in html
     assert f"<td>versions.jax</td><td>{jax.__version__}</td>" in html
 
