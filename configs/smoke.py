@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
 
     config.data.min_samples = 46_160
     config.data.max_samples = 46_160  # 144 frames
-    config.data.num_rungs = 1
+    config.data.num_buckets = 1
     config.data.max_batch_samples = 8 * 46_160
     config.data.planned_devices = 1
     config.data.num_threads = 2

@@ -41,7 +41,7 @@ class DataConfig:
     embedded_corpus: str = free("")  # folder in which to make the embedded corpus
     min_samples: int = 2_000  # shorter utterances are left out
     max_samples: int = 320_000  # no crop is longer
-    num_rungs: int = 8  # different lengths of a batch
+    num_buckets: int = 8  # different lengths of a batch
     max_batch_samples: int = 3_800_000  # of one device
     planned_devices: int = 16  # the global batch is theirs, whatever runs it
     num_threads: int = free(8)  # that decode
@@ -54,7 +54,7 @@ class DataConfig:
             [
                 ("min_samples", is_integer(self.min_samples, 0), "an integer from 0"),
                 ("max_samples", self.max_samples >= floor, f"at least {floor} samples"),
-                ("num_rungs", is_integer(self.num_rungs, 1, 255), "1 to 255"),
+                ("num_buckets", is_integer(self.num_buckets, 1, 255), "1 to 255"),
                 ("max_batch_samples", self.max_batch_samples >= floor, f"at least {floor} samples"),
                 (
                     "planned_devices",
@@ -68,7 +68,8 @@ class DataConfig:
 
     def limits(self) -> dict[str, Any]:
         """The arguments of `make_plan`."""
-        names = ("min_samples", "max_samples", "num_rungs", "max_batch_samples", "planned_devices")
+        lengths = ("min_samples", "max_samples", "num_buckets")
+        names = (*lengths, "max_batch_samples", "planned_devices")
         return {name: getattr(self, name) for name in names}
 
 

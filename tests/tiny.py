@@ -75,7 +75,7 @@ def config(manifest: Path, workdir: Path) -> ConfigDict:
     made.data.update(
         embedded_corpus="",
         manifest=str(manifest),
-        num_rungs=1,
+        num_buckets=1,
         max_batch_samples=64_000,
         max_samples=320_000,
         min_samples=2_000,

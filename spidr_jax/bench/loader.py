@@ -60,7 +60,7 @@ def _ours(
         sources,
         min_samples=_MIN_SAMPLES,
         max_samples=_MAX_SAMPLES,
-        num_rungs=8,
+        num_buckets=8,
         max_batch_samples=batch_samples,
         planned_devices=1,
         seed=0,

@@ -88,7 +88,7 @@ def bench_loop(setup: Setup, steps: int) -> dict[str, Any]:
     """Measure steps from files and steps on kept batches, taking turns.
 
     Args:
-        setup: a config with its data, of one rung or few.
+        setup: a config with its data, of one bucket or few.
         steps: timed steps of each.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One epoch of the plan: streams of utterances by rung, cut into full batches.
+"""One epoch of the plan: streams of utterances by bucket, cut into full batches.
 
 B rows of a batch.
 """
@@ -14,7 +14,7 @@ _BLOCK = 1 << 20
 
 
 class Stream(NamedTuple):
-    """The utterances of one source on one rung, as an endless row of shuffled passes.
+    """The utterances of one source on one bucket, as an endless row of shuffled passes.
 
     Attributes:
         members: [n] utterances, numbered through all sources.
@@ -42,18 +42,18 @@ def make_streams(
     num_samples: np.ndarray,
     *,
     min_samples: int,
-    rungs: Sequence[int],
+    buckets: Sequence[int],
     passes: float,
     start: int,
     total: int,
     seed: int,
 ) -> list[Stream]:
-    """Sort the utterances [n] of a source to the longest rung that each fits.
+    """Sort the utterances [n] of a source to the longest bucket that each fits.
 
     Args:
-        num_samples: lengths; those under `min_samples` or the first rung are left out.
+        num_samples: lengths; those under `min_samples` or the first bucket are left out.
         min_samples: see above.
-        rungs: rising, at most 255.
+        buckets: rising, at most 255.
         passes: through the source in an epoch.
         start: number of the source's first utterance.
         total: utterances of all sources, which sets the integer type.
@@ -62,12 +62,12 @@ def make_streams(
     levels = np.empty(len(num_samples), np.uint8)  # a byte: sorted by radix
     for begin in range(0, len(num_samples), _BLOCK):
         lengths = num_samples[begin : begin + _BLOCK]
-        level = np.searchsorted(rungs, lengths, side="right")
+        level = np.searchsorted(buckets, lengths, side="right")
         levels[begin : begin + _BLOCK] = np.where(lengths < min_samples, 0, level)
     ordered = (np.argsort(levels, kind="stable") + start).astype(np.min_scalar_type(total))
-    ends = np.cumsum(np.bincount(levels, minlength=len(rungs) + 1))
+    ends = np.cumsum(np.bincount(levels, minlength=len(buckets) + 1))
     streams = []
-    for index in range(len(rungs)):
+    for index in range(len(buckets)):
         members = ordered[ends[index] : ends[index + 1]]
         draws = max(1, round(passes * len(members))) if len(members) else 0
         streams.append(Stream(members, draws, shuffle.salt(seed, "pass", index)))
@@ -75,11 +75,11 @@ def make_streams(
 
 
 def count_batches(available: Sequence[int], rows: Sequence[int]) -> tuple[list[int], int]:
-    """Count the full batches of each rung, and the utterances that are over in the end.
+    """Count the full batches of each bucket, and the utterances that are over in the end.
 
     Args:
-        available: utterances by rung, rising.
-        rows: B by rung.
+        available: utterances by bucket, rising.
+        rows: B by bucket.
     """
     batches, carried = [], 0
     for own, size in zip(reversed(available), reversed(rows), strict=True):
@@ -91,16 +91,16 @@ def count_batches(available: Sequence[int], rows: Sequence[int]) -> tuple[list[i
 def fill_batches(
     own: Sequence[np.ndarray], rows: Sequence[int], batches: Sequence[int]
 ) -> list[np.ndarray]:
-    """Cut the utterances of each rung into batches; what fills none falls to the rung below.
+    """Cut the utterances of each bucket into batches; what fills none goes to the next shorter one.
 
     Args:
-        own: utterances by rung, rising, each in shuffled order (source after source).
-        rows: B by rung.
+        own: utterances by bucket, rising, each in shuffled order (source after source).
+        rows: B by bucket.
         batches: as `count_batches` says.
 
     Returns:
-        By rung, utterances [B, batches]: batch j is column j, so that each gets its part of
-        every source and of the utterances that fell.
+        By bucket, utterances [B, batches]: batch j is column j, so that each gets its part of
+        every source and of the utterances that moved.
     """
     tables = []
     carried = own[0][:0]
@@ -109,8 +109,8 @@ def fill_batches(
         if not number:
             table, carried = carried[:0], np.concatenate([carried, utterances])
         else:
-            falls = np.zeros(len(utterances), bool)  # none that fell already: they were fewer
-            falls[np.arange(left) * len(utterances) // max(left, 1)] = True
-            table, carried = np.concatenate([carried, utterances[~falls]]), utterances[falls]
+            moves = np.zeros(len(utterances), bool)  # none that moved already: they were fewer
+            moves[np.arange(left) * len(utterances) // max(left, 1)] = True
+            table, carried = np.concatenate([carried, utterances[~moves]]), utterances[moves]
         tables.append(table.reshape(size, number))
     return tables[::-1]

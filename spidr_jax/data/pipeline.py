@@ -44,7 +44,7 @@ class Batches(Iterator[Any]):
         """Give the next batch, as `put` returned it.
 
         Raises:
-            BadDataError: an utterance is bad and so are all that could stand in for it.
+            BadDataError: an utterance is bad and so are all that could replace it.
             StopIteration: after batch `stop` - 1.
         """
         start = time.perf_counter()

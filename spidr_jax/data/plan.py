@@ -1,6 +1,6 @@
 """The batch plan: which utterances make up batch number `step`, cropped where and to what length.
 
-A pure function of (lengths, ladder, seed, step): every host computes the same plan and takes its
+A pure function of (lengths, buckets, seed, step): every host computes the same plan and takes its
 own rows of the same batch, the position in training is one integer, and the number of hosts may
 change between runs. B rows of a global batch, S samples of each.
 
@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spidr_jax.data import epochs, ladder, shuffle
+from spidr_jax.data import epochs, shuffle
+from spidr_jax.data.buckets import SHORTEST, histogram, mix, place_filled_buckets
 from spidr_jax.data.sources import Source
 
 _LAYOUT = 1  # raise it when the same arguments come to give other batches
@@ -32,7 +33,7 @@ class Batch(NamedTuple):
     """A global batch.
 
     Attributes:
-        num_samples: S, one of the plan's rungs.
+        num_samples: S, one of the plan's buckets.
         rows: int64 [B], utterances, numbered through all sources.
         offsets: int64 [B], first sample of each crop.
         epoch: the epoch that the batch belongs to.
@@ -45,7 +46,7 @@ class Batch(NamedTuple):
 
 
 class _Epoch(NamedTuple):
-    tables: list[np.ndarray]  # by rung: utterances [B, batches]
+    tables: list[np.ndarray]  # by bucket: utterances [B, batches]
     order: np.ndarray  # of the batches
 
 
@@ -54,35 +55,35 @@ class Plan:
     """All batches of a run; `make_plan` makes one.
 
     Attributes:
-        rungs: lengths in samples, rising.
-        rows: B, by rung.
-        batches: batches in an epoch, by rung.
+        buckets: lengths in samples, rising.
+        rows: B, by bucket.
+        batches: batches in an epoch, by bucket.
         fingerprint: hex text that changes with anything that changes the batches.
-        left_out: utterances in no epoch, since they are shorter than the shortest rung.
+        too_short: utterances in no epoch, since they are shorter than the shortest bucket.
         dropped: utterances that are over at the end of an epoch (others in each).
         lost_share: share of an epoch's audio (each utterance up to the maximum length) that
             cropping and dropping leave unused.
         too_long: utterances that are longer than the maximum, of which an epoch has one crop.
-        beyond_share: share of all audio that they have beyond one crop each.
+        cropped_share: share of all audio that they have beyond one crop each.
         shares: share of the audio, by source.
-        passes: passes through each source in one epoch.
+        epochs_per_source: passes through each source in one epoch.
     """
 
-    rungs: tuple[int, ...]
+    buckets: tuple[int, ...]
     rows: dict[int, int]
     batches: dict[int, int]
     fingerprint: str
-    left_out: int
+    too_short: int
     dropped: int
     lost_share: float
     too_long: int
-    beyond_share: float
+    cropped_share: float
     shares: dict[str, float]
-    passes: dict[str, float]
+    epochs_per_source: dict[str, float]
     _seed: int
     _num_samples: np.ndarray
     _starts: np.ndarray  # number of each source's first utterance
-    _streams: list[list[epochs.Stream]]  # by source, by rung
+    _streams: list[list[epochs.Stream]]  # by source, by bucket
     _epochs: dict[int, Future[_Epoch]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -96,10 +97,10 @@ class Plan:
         number, position = divmod(step, self.batches_per_epoch)
         epoch = self._epoch(number)
         chosen = int(epoch.order[position])
-        for rung, table in zip(self.rungs, epoch.tables, strict=True):
+        for bucket, table in zip(self.buckets, epoch.tables, strict=True):
             if chosen < table.shape[1]:
                 rows = table[:, chosen].astype(np.int64)
-                return Batch(rung, rows, self.crop(step, rows, rung), number)
+                return Batch(bucket, rows, self.crop(step, rows, bucket), number)
             chosen -= table.shape[1]
         raise AssertionError("an epoch's order holds its batches")
 
@@ -108,13 +109,13 @@ class Plan:
         room = self._num_samples[rows] - num_samples + 1
         return shuffle.uniform(shuffle.salt(self._seed, "crop", step), rows, room)
 
-    def stand_in(self, step: int, row: int, num_samples: int, attempt: int) -> int:
-        """Give an utterance of the same source, of the same or a longer rung, instead of `row`."""
+    def replacement(self, step: int, row: int, num_samples: int, attempt: int) -> int:
+        """Give an utterance of the same source and the same or a longer bucket for `row`."""
         source = int(np.searchsorted(self._starts, row, side="right")) - 1
         fitting = [
             stream.members
-            for rung, stream in zip(self.rungs, self._streams[source], strict=True)
-            if rung >= num_samples
+            for bucket, stream in zip(self.buckets, self._streams[source], strict=True)
+            if bucket >= num_samples
         ]
         seed = shuffle.salt(self._seed, "stand-in", step, attempt)
         pick = int(shuffle.uniform(seed, np.array([row]), sum(map(len, fitting)))[0])
@@ -126,25 +127,21 @@ class Plan:
 
     def describe(self) -> str:
         """Say in three lines what the plan does to the audio, for the log."""
-        shapes = ", ".join(f"{self.batches[r]} of {self.rows[r]} x {r}" for r in self.rungs)
+        shapes = ", ".join(f"{self.batches[r]} of {self.rows[r]} x {r}" for r in self.buckets)
         sources = ", ".join(
-            f"{name} {share:.1%} of the audio ({self.passes[name]:.3g} passes an epoch)"
+            f"{name} {share:.1%} of the audio ({self.epochs_per_source[name]:.3g} passes an epoch)"
             for name, share in self.shares.items()
         )
         return (
             f"{self.batches_per_epoch} batches an epoch, by rows x samples: {shapes}\n"
             f"sources: {sources}\n"
             f"an epoch leaves {self.lost_share:.1%} of the audio unused; {self.dropped} utterances "
-            f"fill no batch of it, {self.left_out} are too short for any" + self._describe_beyond()
+            f"fill no batch of it, {self.too_short} are too short" + self._describe_cropped()
         )
 
-    def _describe_beyond(self) -> str:
-        if not self.too_long:
-            return ""
-        return (
-            f"\n{self.too_long} utterances are longer than a row may be and give one crop an "
-            f"epoch: {self.beyond_share:.1%} of all audio lies beyond"
-        )
+    def _describe_cropped(self) -> str:
+        long = f"\n{self.too_long} utterances are longer than a row and give one crop an epoch: "
+        return long + f"{self.cropped_share:.1%} of all audio lies beyond" if self.too_long else ""
 
     def _epoch(self, number: int) -> _Epoch:
         with self._lock:
@@ -158,8 +155,8 @@ class Plan:
 
     def _build(self, number: int) -> _Epoch:
         own = [
-            np.concatenate([stream.take(number) for stream in rung])
-            for rung in zip(*self._streams, strict=True)
+            np.concatenate([stream.take(number) for stream in bucket])
+            for bucket in zip(*self._streams, strict=True)
         ]
         tables = epochs.fill_batches(own, list(self.rows.values()), list(self.batches.values()))
         seed = shuffle.salt(self._seed, "order", number)
@@ -171,7 +168,7 @@ def make_plan(
     *,
     min_samples: int,
     max_samples: int,
-    num_rungs: int,
+    num_buckets: int,
     max_batch_samples: int,
     planned_devices: int,
     seed: int,
@@ -179,15 +176,15 @@ def make_plan(
 ) -> Plan:
     """Plan the batches of a run over one or several weighted sources.
 
-    An utterance is cropped to the next rung below. What does not fill a batch of its rung falls
-    to the next shorter one; what is over on the shortest is dropped for that epoch.
+    An utterance is cropped to the next shorter bucket. What fills no batch of it goes to the next
+    shorter one; what is over in the shortest is dropped for that epoch.
 
     Args:
         sources: corpora with names and weights.
         min_samples: shorter utterances are left out, and in any case those under 2,640 samples
-            (8 frames), the shortest rung that there can be.
+            (8 frames), the shortest bucket that there can be.
         max_samples: no crop is longer.
-        num_rungs: at most so many lengths.
+        num_buckets: at most so many lengths.
         max_batch_samples: of one device.
         planned_devices: B is a multiple of it; it comes from the config, never from the live
             devices, so that a run may go on with any number of them.
@@ -198,23 +195,23 @@ def make_plan(
         ValueError: an argument out of range, or too little audio for one batch, with the numbers.
     """
     longest = min(max_samples, max_batch_samples)
-    _check_range("num_rungs", num_rungs, 1, 255)
+    _check_range("num_buckets", num_buckets, 1, 255)
     _check_range("planned_devices", planned_devices, 1, 2**20)
-    _check_range("max_samples", max_samples, ladder.SHORTEST, 2**40)
-    _check_range("max_batch_samples", max_batch_samples, ladder.SHORTEST, 2**40)
+    _check_range("max_samples", max_samples, SHORTEST, 2**40)
+    _check_range("max_batch_samples", max_batch_samples, SHORTEST, 2**40)
     _check_range("min_samples", min_samples, 0, longest)
     lengths = [source.corpus.num_samples for source in sources]
-    histograms = [ladder.histogram(each, min_samples, longest) for each in lengths]
+    histograms = [histogram(each, min_samples, longest) for each in lengths]
     shares, passes = _mix(sources, [float(each.audio.sum()) for each in histograms])
-    mixed = ladder.mix(histograms, passes)
-    rungs = ladder.place_filled_rungs(mixed, num_rungs, max_batch_samples, planned_devices)
-    rows = [planned_devices * (max_batch_samples // rung) for rung in rungs]
+    mixed = mix(histograms, passes)
+    buckets = place_filled_buckets(mixed, num_buckets, max_batch_samples, planned_devices)
+    rows = [planned_devices * (max_batch_samples // bucket) for bucket in buckets]
     starts = np.cumsum([0, *map(len, lengths)])
     streams = [
         epochs.make_streams(
             lengths[index],
             min_samples=min_samples,
-            rungs=rungs,
+            buckets=buckets,
             passes=passes[index],
             start=int(starts[index]),
             total=int(starts[-1]),
@@ -224,19 +221,19 @@ def make_plan(
     ]
     draws = [[stream.draws for stream in each] for each in streams]
     batches, dropped = epochs.count_batches([sum(each) for each in zip(*draws, strict=True)], rows)
-    used = sum(int(np.prod(each)) for each in zip(rungs, rows, batches, strict=True))
+    used = sum(int(np.prod(each)) for each in zip(buckets, rows, batches, strict=True))
     plan = Plan(
-        rungs=rungs,
-        rows=dict(zip(rungs, rows, strict=True)),
-        batches=dict(zip(rungs, batches, strict=True)),
-        fingerprint=_fingerprint(sources, rungs, rows, draws, min_samples, seed),
-        left_out=int(starts[-1]) - sum(len(stream.members) for each in streams for stream in each),
+        buckets=buckets,
+        rows=dict(zip(buckets, rows, strict=True)),
+        batches=dict(zip(buckets, batches, strict=True)),
+        fingerprint=_fingerprint(sources, buckets, rows, draws, min_samples, seed),
+        too_short=int(starts[-1]) - sum(len(stream.members) for each in streams for stream in each),
         dropped=dropped,
         lost_share=max(0.0, 1 - used / float(mixed.audio.sum())),
         too_long=sum(int((each > longest).sum()) for each in lengths),
-        beyond_share=_beyond(lengths, longest),
+        cropped_share=_cropped_share(lengths, longest),
         shares={source.name: share for source, share in zip(sources, shares, strict=True)},
-        passes={source.name: times for source, times in zip(sources, passes, strict=True)},
+        epochs_per_source={s.name: times for s, times in zip(sources, passes, strict=True)},
         _seed=seed,
         _num_samples=lengths[0] if len(lengths) == 1 else np.concatenate(lengths),
         _starts=starts,
@@ -250,20 +247,20 @@ def make_plan(
             planned_devices,
             max_batch_samples,
         )
-    if warn and plan.beyond_share > _MUCH_LOST:
+    if warn and plan.cropped_share > _MUCH_LOST:
         _log.warning(
             "%.0f %% of all audio lies beyond the one crop an epoch that recordings longer than "
             "%d samples give; cut them into utterances",
-            100 * plan.beyond_share,
+            100 * plan.cropped_share,
             longest,
         )
     return plan
 
 
-def _beyond(lengths: Sequence[np.ndarray], longest: int) -> float:
+def _cropped_share(lengths: Sequence[np.ndarray], longest: int) -> float:
     """The share of all audio that utterances have beyond their first `longest` samples."""
-    total = sum(float(each.sum()) for each in lengths)
-    return 1 - sum(float(np.minimum(each, longest).sum()) for each in lengths) / total
+    kept = sum(float(np.minimum(each, longest).sum()) for each in lengths)
+    return 1 - kept / sum(float(each.sum()) for each in lengths)
 
 
 def _check_range(name: str, value: int, least: int, most: int) -> None:
@@ -280,7 +277,7 @@ def _mix(sources: Sequence[Source], audio: list[float]) -> tuple[list[float], li
         if not samples:
             raise ValueError(
                 f"source {source.name}: none of its {len(source.corpus.num_samples)} utterances "
-                f"has data.min_samples, and at least {ladder.SHORTEST}, samples"
+                f"has data.min_samples, and at least {SHORTEST}, samples"
             )
         passes.append(share * sum(audio) / samples if len(sources) > 1 else 1.0)
         if passes[-1] > _MAX_PASSES:

@@ -13,7 +13,7 @@ from spidr_jax.data.pipeline import BadDataError, Data, Shapes
 from spidr_jax.data.plan import Plan
 from spidr_jax.data.sources import Rows, Source
 
-_STAND_INS = 8  # tried in turn for one bad row
+_REPLACEMENTS = 8  # tried in turn for one bad row
 _MIN_ROWS = 1000  # so that one bad file in the first rows is not yet too large a share
 _PROBES = 8
 _LOOKAHEAD = 2_000  # steps of a plan that are searched for the shapes needed next
@@ -25,7 +25,7 @@ class BadRows:
 
     Attributes:
         rows_read: utterances asked for.
-        bad_rows: those of them that a stand-in replaced.
+        bad_rows: those of them that another utterance replaced.
     """
 
     def __init__(self, max_share: float) -> None:
@@ -48,7 +48,7 @@ class BadRows:
             self._by_file[row.place] += 1
             first = self._by_file[row.place] == 1
         if first:
-            _log.warning("bad row %s, replaced by a stand-in: %s", row.fileid, error)
+            _log.warning("bad row %s, replaced by another utterance: %s", row.fileid, error)
 
     def worst_files(self, count: int = 5) -> list[tuple[str, int]]:
         """List the files that failed most often, and how often."""
@@ -128,8 +128,8 @@ class PlannedAudio(Data):
         except audio.AudioError as error:
             self.bad.add(row, error)
             last = error
-        for attempt in range(_STAND_INS):
-            other = self.plan.stand_in(number, utterance, num_samples, attempt)
+        for attempt in range(_REPLACEMENTS):
+            other = self.plan.replacement(number, utterance, num_samples, attempt)
             try:
                 pcm = audio.read_pcm(self._rows[other])
             except audio.AudioError as error:
@@ -137,7 +137,7 @@ class PlannedAudio(Data):
                 continue
             return pcm, int(self.plan.crop(number, np.array([other]), num_samples)[0])
         raise BadDataError(
-            f"{row.place}: bad, and so are {_STAND_INS} replacements; the last: {last}"
+            f"{row.place}: bad, and so are {_REPLACEMENTS} replacements; the last: {last}"
         )
 
     def shapes(self, start: int, stop: int) -> list[Shapes]:

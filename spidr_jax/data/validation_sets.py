@@ -8,13 +8,14 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from spidr_jax.data import ladder, planned_audio
+from spidr_jax.data import planned_audio
+from spidr_jax.data.buckets import SHORTEST
 from spidr_jax.data.corpus import open_manifest
 from spidr_jax.data.plan import Plan, make_plan
 from spidr_jax.data.sources import Source
 
 _SEED = 0
-_MAX_RUNGS = 4  # each is a program to compile
+_MAX_BUCKETS = 4  # each is a program to compile
 _ENOUGH = 0.95
 
 
@@ -48,7 +49,7 @@ def open_sets(
     *,
     min_samples: int,
     max_samples: int,
-    num_rungs: int,
+    num_buckets: int,
     max_batch_samples: int,
     planned_devices: int,
 ) -> list[ValidationSet]:
@@ -61,7 +62,7 @@ def open_sets(
         text: the sets.
         min_samples: as of training's plan, and so are the next four.
         max_samples: see above.
-        num_rungs: see above; validation has four lengths at most.
+        num_buckets: see above; validation has four lengths at most.
         max_batch_samples: see above.
         planned_devices: see above.
 
@@ -82,7 +83,7 @@ def open_sets(
             source,
             min_samples=min_samples,
             max_samples=max_samples,
-            num_rungs=min(num_rungs, _MAX_RUNGS),
+            num_buckets=min(num_buckets, _MAX_BUCKETS),
             largest=max(max_batch_samples // planned_devices, max_samples),
             planned_devices=planned_devices,
         )
@@ -95,7 +96,7 @@ def plan_batches(
     *,
     min_samples: int,
     max_samples: int,
-    num_rungs: int,
+    num_buckets: int,
     largest: int,
     planned_devices: int,
 ) -> Plan:
@@ -105,14 +106,14 @@ def plan_batches(
         source: the set.
         min_samples: shorter utterances are left out.
         max_samples: no crop is longer.
-        num_rungs: at most so many lengths.
+        num_buckets: at most so many lengths.
         largest: samples of a batch for one planned device, at most.
         planned_devices: rows are a multiple of it.
 
     Raises:
         ValueError: the set fills no batch.
     """
-    shortest = max(min_samples, ladder.SHORTEST)
+    shortest = max(min_samples, SHORTEST)
     usable = int((source.corpus.num_samples >= shortest).sum())
     if usable < planned_devices:
         raise ValueError(
@@ -127,7 +128,7 @@ def plan_batches(
                 [source],
                 min_samples=min_samples,
                 max_samples=max_samples,
-                num_rungs=num_rungs,
+                num_buckets=num_buckets,
                 max_batch_samples=samples,
                 planned_devices=planned_devices,
                 seed=_SEED,
@@ -149,14 +150,14 @@ def _sizes(largest: int, shortest: int) -> Iterator[int]:
 
 
 def _used(plan: Plan) -> int:
-    return sum(rung * plan.rows[rung] * plan.batches[rung] for rung in plan.rungs)
+    return sum(bucket * plan.rows[bucket] * plan.batches[bucket] for bucket in plan.buckets)
 
 
 def describe(dataset: ValidationSet) -> str:
     """Say in a line what validation measures on, for the log."""
     plan, samples = dataset.plan, dataset.source.corpus.num_samples
-    utterances = sum(plan.rows[rung] * plan.batches[rung] for rung in plan.rungs)
-    shapes = ", ".join(f"{plan.batches[r]} of {plan.rows[r]} x {r}" for r in plan.rungs)
+    utterances = sum(plan.rows[bucket] * plan.batches[bucket] for bucket in plan.buckets)
+    shapes = ", ".join(f"{plan.batches[r]} of {plan.rows[r]} x {r}" for r in plan.buckets)
     return (
         f"validation: {dataset.name}, {utterances} of {len(samples)} utterances, "
         f"{_used(plan) / samples.sum():.0%} of the audio, in {plan.batches_per_epoch} batches, by "

@@ -20,6 +20,7 @@ from ml_collections.config_dict import placeholder
 from spidr_jax.model.checks import check_fields, is_integer
 
 PRECISIONS = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+_RENAMED = {"data.num_rungs": "data.num_buckets"}  # fields of older runs
 Schema = TypeVar("Schema")
 
 
@@ -212,7 +213,7 @@ def changes(
         allowed: fields and sections that may differ, beside those that always may.
         absent_counts: whether a field that the saved config lacks had its default then.
     """
-    before = flatten(saved)
+    before = {_RENAMED.get(name, name): value for name, value in flatten(saved).items()}
     if absent_counts:
         before = flatten(to_json(type(config)())) | before
     ignored = [*_free(type(config)), *allowed]

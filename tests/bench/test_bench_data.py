@@ -77,5 +77,5 @@ def test_the_pipeline_costs_little_more_than_decoding(tmp_path):
             manifest, threads=[1], seconds=1.0, batch_samples=1_000_000, reference=False
         )
         ours = max(ours, found.per_cpu_second)
-    # Cropping to a rung leaves about a tenth of what is decoded unused.
+    # Cropping to a bucket leaves about a tenth of what is decoded unused.
     assert ours > 0.6 * plain

@@ -18,7 +18,7 @@ from spidr_jax.data.sources import Rows, open_sources
 PLAN = {
     "min_samples": 2000,
     "max_samples": 28_000,
-    "num_rungs": 3,
+    "num_buckets": 3,
     "max_batch_samples": 60_000,
     "planned_devices": 4,
     "seed": 5,
@@ -203,7 +203,7 @@ def test_broken_files_are_replaced_counted_and_logged_once(broken, caplog):
     assert times > 1
 
 
-def test_stand_ins_are_cropped_where_the_plan_says(tmp_path):
+def test_replacements_are_cropped_where_the_plan_says(tmp_path):
     manifest, sounds = make_corpus(tmp_path, 60, shortest=20_000)
     (tmp_path / "u7.flac").write_bytes(b"")
     sources = open_sources(manifest, None)
@@ -213,7 +213,7 @@ def test_stand_ins_are_cropped_where_the_plan_says(tmp_path):
         for step, batch in enumerate(batches):
             rows, size = plan.batch(step).rows, batch["waveforms"].shape[1]
             for place in np.flatnonzero(rows == 7):
-                other = plan.stand_in(step, 7, size, 0)
+                other = plan.replacement(step, 7, size, 0)
                 offset = plan.crop(step, np.array([other]), size)[0]
                 crop = sounds[f"u{other}"][offset : offset + size]
                 np.testing.assert_array_equal(batch["waveforms"][place], crop)
@@ -221,7 +221,7 @@ def test_stand_ins_are_cropped_where_the_plan_says(tmp_path):
     assert found
 
 
-def test_stand_ins_are_the_same_every_time(broken):
+def test_replacements_are_the_same_every_time(broken):
     sources, plan = broken
     runs = []
     for threads in (1, 3):
@@ -357,7 +357,7 @@ def test_espeak_voices_go_through(tmp_path):
         sources,
         min_samples=2000,
         max_samples=320_000,
-        num_rungs=2,
+        num_buckets=2,
         max_batch_samples=100_000,
         planned_devices=1,
         seed=0,

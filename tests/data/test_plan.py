@@ -12,7 +12,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from spidr_jax.data import ladder, shuffle
+from spidr_jax.data import shuffle
+from spidr_jax.data.buckets import histogram, place_buckets
 from spidr_jax.data.plan import make_plan
 from spidr_jax.data.sources import Source, parse_sources
 
@@ -33,7 +34,7 @@ def draw_lengths(seed, count, low=2640, high=60_000):
 DEFAULTS = {
     "min_samples": 2000,
     "max_samples": 50_000,
-    "num_rungs": 4,
+    "num_buckets": 4,
     "max_batch_samples": 120_000,
     "planned_devices": 2,
     "seed": 1,
@@ -61,7 +62,7 @@ plans = st.fixed_dictionaries(
             st.sampled_from([100, 2640, 20_000]),
             st.sampled_from([30_000, 60_000, 400_000]),
         ),
-        "num_rungs": st.integers(1, 9),
+        "num_buckets": st.integers(1, 9),
         "planned_devices": st.integers(1, 4),
         "max_batch_samples": st.integers(50_000, 150_000),
         "max_samples": st.integers(40_000, 320_000),
@@ -76,17 +77,17 @@ property_test = settings(max_examples=40, deadline=None)
 def test_an_epoch_uses_each_utterance_at_most_once_and_crops_inside_it(arguments):
     plan, lengths = plan_of(**arguments), arguments["lengths"]
     devices = arguments["planned_devices"]
-    assert plan.batches[plan.rungs[0]] > 0  # else its utterances would never be used
-    for rung in plan.rungs:
-        assert (rung - 80) % 2560 == 0
-        assert rung <= min(arguments["max_samples"], arguments["max_batch_samples"])
-        assert plan.rows[rung] == devices * (arguments["max_batch_samples"] // rung)
+    assert plan.batches[plan.buckets[0]] > 0  # else its utterances would never be used
+    for bucket in plan.buckets:
+        assert (bucket - 80) % 2560 == 0
+        assert bucket <= min(arguments["max_samples"], arguments["max_batch_samples"])
+        assert plan.rows[bucket] == devices * (arguments["max_batch_samples"] // bucket)
     for epoch in (0, 1):
         steps = range(epoch * plan.batches_per_epoch, (epoch + 1) * plan.batches_per_epoch)
         batches = [plan.batch(step) for step in steps]
         used = np.concatenate([batch.rows for batch in batches])
         assert len(np.unique(used)) == len(used)
-        assert len(used) + plan.dropped + plan.left_out == len(lengths)
+        assert len(used) + plan.dropped + plan.too_short == len(lengths)
         for batch in batches:
             assert batch.epoch == epoch
             assert len(batch.rows) == plan.rows[batch.num_samples]
@@ -142,17 +143,17 @@ def test_epochs_differ_in_order_company_and_crops():
 
 
 def test_crops_reach_both_ends_evenly():
-    plan = plan_of(np.full(300, 12_880 + 99), num_rungs=1)
+    plan = plan_of(np.full(300, 12_880 + 99), num_buckets=1)
     offsets = np.concatenate([plan.batch(step).offsets for step in range(200)])
     assert (offsets.min(), offsets.max()) == (0, 99)
     counts = np.bincount(offsets // 10)
     assert counts.max() / counts.min() < 1.3
 
 
-def test_rows_that_fill_no_batch_fall_by_one_rung():
+def test_rows_that_fill_no_batch_fall_by_one_bucket():
     # 2 devices x (120,000 // 50,000) = 4 rows a batch of the longer, 18 of the shorter.
-    plan = plan_of([49_000] * 7 + [13_000] * 16, num_rungs=2, max_samples=49_999)
-    assert plan.rungs == (12_880, 48_720)
+    plan = plan_of([49_000] * 7 + [13_000] * 16, num_buckets=2, max_samples=49_999)
+    assert plan.buckets == (12_880, 48_720)
     assert (plan.rows, plan.batches) == ({12_880: 18, 48_720: 4}, {12_880: 1, 48_720: 1})
     assert plan.dropped == 1
     short = next(b for b in map(plan.batch, range(2)) if b.num_samples == 12_880)
@@ -182,7 +183,7 @@ def test_fingerprint_changes_with_whatever_changes_the_batches():
         plan_of([source(lengths[:200]), source(lengths[200:], "b")]).fingerprint,
         plan_of([source(lengths[:200]), source(lengths[200:], "b", 2.0)]).fingerprint,
         plan_of(lengths, seed=2).fingerprint,
-        plan_of(lengths, num_rungs=3).fingerprint,
+        plan_of(lengths, num_buckets=3).fingerprint,
         plan_of(lengths, planned_devices=3).fingerprint,
         plan_of(lengths, max_batch_samples=130_000).fingerprint,
         plan_of(lengths, max_samples=40_000).fingerprint,
@@ -195,11 +196,11 @@ def test_fingerprint_changes_with_whatever_changes_the_batches():
 @property_test
 @given(
     lengths=st.lists(st.integers(2640, 30_000), min_size=1, max_size=30),
-    num_rungs=st.integers(1, 5),
+    num_buckets=st.integers(1, 5),
 )
-def test_no_other_ladder_loses_less(lengths, num_rungs):
+def test_no_other_buckets_lose_less(lengths, num_buckets):
     longest = 28_000
-    rungs = ladder.place_rungs(ladder.histogram(np.array(lengths), 0, longest), num_rungs)
+    buckets = place_buckets(histogram(np.array(lengths), 0, longest), num_buckets)
 
     def lost(candidate):
         levels = np.searchsorted(candidate, lengths, side="right")
@@ -210,16 +211,16 @@ def test_no_other_ladder_loses_less(lengths, num_rungs):
 
     steps = [2560 * level + 80 for level in range(1, 11)]
     others = itertools.chain.from_iterable(
-        itertools.combinations([s for s in steps if s > rungs[0]], n) for n in range(num_rungs)
+        itertools.combinations([s for s in steps if s > buckets[0]], n) for n in range(num_buckets)
     )
-    assert len(rungs) <= num_rungs
-    assert lost(rungs) == min(lost((rungs[0], *other)) for other in others)
+    assert len(buckets) <= num_buckets
+    assert lost(buckets) == min(lost((buckets[0], *other)) for other in others)
 
 
-def test_outliers_cost_no_rung():
+def test_outliers_cost_no_bucket():
     plan = plan_of(np.r_[draw_lengths(0, 3000, 30_000, 50_000), [2640] * 3])
-    assert plan.rungs[0] >= 28_000
-    assert plan.left_out == 3
+    assert plan.buckets[0] >= 28_000
+    assert plan.too_short == 3
 
 
 def test_permutations_are_permutations_and_uniform():
@@ -255,26 +256,26 @@ def test_sources_get_their_shares_and_each_utterance_at_most_once_a_pass():
     assert plan.shares == {"s0": 0.25, "s1": 0.25, "s2": 0.5}
     np.testing.assert_allclose(audio / audio.sum(), [0.25, 0.25, 0.5], atol=0.02)
     assert mixed > 0.9 * epochs * plan.batches_per_epoch
-    for number, name in enumerate(plan.passes):
+    for number, name in enumerate(plan.epochs_per_source):
         counts = seen[bounds[number] : bounds[number + 1]]
-        # Rungs with few utterances round their draws up to one more a pass.
-        assert counts.max() <= np.ceil(epochs * plan.passes[name]) + 1
-        fits = sources[number].corpus.num_samples >= plan.rungs[0]
-        assert counts[fits].mean() > 0.85 * epochs * plan.passes[name]
+        # Buckets with few utterances round their draws up to one more a pass.
+        assert counts.max() <= np.ceil(epochs * plan.epochs_per_source[name]) + 1
+        fits = sources[number].corpus.num_samples >= plan.buckets[0]
+        assert counts[fits].mean() > 0.85 * epochs * plan.epochs_per_source[name]
 
 
 @property_test
 @given(st.integers(0, 10**6), st.integers(0, 800), st.integers(0, 7))
-def test_a_stand_in_is_of_the_same_source_and_long_enough(step, row, attempt):
+def test_a_replacement_is_of_the_same_source_and_long_enough(step, row, attempt):
     lengths = [draw_lengths(7, 300), draw_lengths(8, 501)]
     plan = plan_of([source(lengths[0], "a"), source(lengths[1], "b")])
     everything = np.concatenate(lengths)
-    fitting = [rung for rung in plan.rungs if rung <= everything[row]]
+    fitting = [bucket for bucket in plan.buckets if bucket <= everything[row]]
     assume(fitting)
-    other = plan.stand_in(step, row, fitting[-1], attempt)
+    other = plan.replacement(step, row, fitting[-1], attempt)
     assert (other < 300) == (row < 300)
     assert everything[other] >= fitting[-1]
-    assert other == plan.stand_in(step, row, fitting[-1], attempt)
+    assert other == plan.replacement(step, row, fitting[-1], attempt)
 
 
 def test_parse_sources():
@@ -306,7 +307,7 @@ def test_malformed_sources_are_named(text, reason):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"num_rungs": 0}, "data.num_rungs: 0 is not within 1 .. 255"),
+        ({"num_buckets": 0}, "data.num_buckets: 0 is not within 1 .. 255"),
         ({"planned_devices": 0}, "data.planned_devices: 0 is not within"),
         ({"max_samples": 2639}, "data.max_samples: 2639 is not within 2640"),
         ({"max_batch_samples": 100}, "data.max_batch_samples: 100 is not within 2640"),
@@ -338,14 +339,14 @@ def test_a_weight_that_repeats_a_source_without_end_is_refused():
 
 
 def test_a_great_loss_is_warned_of(caplog):
-    plan = plan_of([49_000] * 3 + [13_000] * 20, num_rungs=2)
+    plan = plan_of([49_000] * 3 + [13_000] * 20, num_buckets=2)
     assert plan.lost_share > 0.25
     assert "lower data.planned_devices" in caplog.text
 
 
 def test_long_recordings_are_warned_of(caplog):
     plan = plan_of([40_000] * 30 + [400_000] * 10, max_samples=50_000)
-    assert (plan.too_long, plan.beyond_share) == (10, pytest.approx(3.5e6 / 5.2e6))
+    assert (plan.too_long, plan.cropped_share) == (10, pytest.approx(3.5e6 / 5.2e6))
     assert "10 utterances are longer" in plan.describe()
     assert "67.3% of all audio lies beyond" in plan.describe()
     assert "67 % of all audio lies beyond the one crop" in caplog.text
@@ -365,7 +366,7 @@ np.asarray(mapped).sum()  # its pages count from the start
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
 plan = make_plan([Source("all", Lengths(mapped.view(np.ndarray)))], min_samples=2000,
-    max_samples=320_000, num_rungs=8, max_batch_samples=3_800_000, planned_devices=16, seed=0)
+    max_samples=320_000, num_buckets=8, max_batch_samples=3_800_000, planned_devices=16, seed=0)
 plan.batch(0)
 started = time.perf_counter() - start
 start = time.perf_counter()
@@ -405,9 +406,10 @@ def librispeech_like():
 
 
 def audio_of_a_step(plan):
-    """Mean over an epoch's steps, and each rung's, in samples."""
-    by_rung = np.array([plan.rows[rung] * rung for rung in plan.rungs])
-    return np.average(by_rung, weights=[plan.batches[rung] for rung in plan.rungs]), by_rung
+    """Mean over an epoch's steps, and each bucket's, in samples."""
+    by_bucket = np.array([plan.rows[bucket] * bucket for bucket in plan.buckets])
+    weights = [plan.batches[bucket] for bucket in plan.buckets]
+    return np.average(by_bucket, weights=weights), by_bucket
 
 
 @pytest.mark.parametrize(
@@ -424,7 +426,7 @@ def audio_of_a_step(plan):
 def test_flags_that_keep_the_published_global_batch(
     librispeech_like, planned_devices, max_batch_samples, spread
 ):
-    recipe = {"max_samples": 320_000, "num_rungs": 8}
+    recipe = {"max_samples": 320_000, "num_buckets": 8}
     published = plan_of(librispeech_like, max_batch_samples=3_800_000, planned_devices=16, **recipe)
     plan = plan_of(
         librispeech_like,
@@ -432,10 +434,10 @@ def test_flags_that_keep_the_published_global_batch(
         planned_devices=planned_devices,
         **recipe,
     )
-    mean, by_rung = audio_of_a_step(plan)
+    mean, by_bucket = audio_of_a_step(plan)
     wanted = audio_of_a_step(published)[0]
     assert mean == pytest.approx(wanted, rel=0.011)
-    assert np.abs(by_rung / wanted - 1).max() < spread
+    assert np.abs(by_bucket / wanted - 1).max() < spread
     assert plan.batches_per_epoch == pytest.approx(published.batches_per_epoch, rel=0.011)
     assert plan.lost_share == pytest.approx(published.lost_share, abs=0.001)
     assert all(rows % planned_devices == 0 for rows in plan.rows.values())

@@ -33,11 +33,11 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(manifest: Path, tmp_path: Path) -> Iterator[Run]:
-    """A run of two rungs."""
+    """A run of two buckets."""
     config = tiny_config(manifest, tmp_path / "run")
-    config.data.update(num_rungs=2, max_batch_samples=40_000)
+    config.data.update(num_buckets=2, max_batch_samples=40_000)
     opened = tiny.open_run(config)
-    assert len(opened.task.data.plan.rungs) == 2
+    assert len(opened.task.data.plan.buckets) == 2
     yield opened
     opened.checkpoints.close()
 

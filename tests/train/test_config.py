@@ -119,10 +119,10 @@ def test_a_config_file_of_ones_own_is_read_with_care(
 def test_a_field_that_a_config_lacks_has_its_default(manifest: Path) -> None:
     config = load("base")
     config.data.manifest = str(manifest)
-    config.data.num_rungs = 3
+    config.data.num_buckets = 3
     with config.unlocked():
-        del config.data["num_rungs"]
-    assert check(config).data.num_rungs == Config().data.num_rungs
+        del config.data["num_buckets"]
+    assert check(config).data.num_buckets == Config().data.num_buckets
 
 
 def test_the_base_recipe_asks_for_a_manifest_by_name() -> None:
@@ -181,6 +181,12 @@ def test_changes_name_fields_and_leave_out_the_free_ones() -> None:
         "config.codebook.decay was 0.9 and is 0.5",
     ]
     assert len(changes(config, saved, absent_counts=False)) == 3
+
+
+def test_a_field_of_an_older_run_counts_under_its_present_name() -> None:
+    saved = to_json(Config())
+    saved["data"]["num_rungs"] = saved["data"].pop("num_buckets") + 1
+    assert changes(Config(), saved) == ["config.data.num_buckets was 9 and is 8"]
 
 
 def test_the_resolved_config_survives_json(manifest: Path, tmp_path: Path) -> None:

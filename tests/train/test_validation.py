@@ -36,7 +36,7 @@ TIMINGS = ("audio_seconds_per_second", "data_wait")
 LIMITS = {
     "min_samples": 2_000,
     "max_samples": 320_000,
-    "num_rungs": 8,
+    "num_buckets": 8,
     "max_batch_samples": 64_000,
     "planned_devices": 1,
 }
@@ -119,11 +119,11 @@ def plan_of(num_samples: list[int], largest: int, planned_devices: int) -> Any:
         source,
         min_samples=2_000,
         max_samples=320_000,
-        num_rungs=4,
+        num_buckets=4,
         largest=largest,
         planned_devices=planned_devices,
     )
-    assert len(plan.rungs) <= 4
+    assert len(plan.buckets) <= 4
     return plan, describe(ValidationSet("dev", source, plan))
 
 
