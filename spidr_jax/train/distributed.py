@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -32,22 +33,21 @@ def choose(environ: Mapping[str, str]) -> dict[str, Any] | None:
     Raises:
         ValueError: a variable is missing or malformed; names it and what is allowed.
     """
-    devices = {"local_device_ids": _device_ids(environ[DEVICES])} if environ.get(DEVICES) else {}
+    devices = {}
+    if environ.get(DEVICES):
+        text = _checked(environ, DEVICES, r"\d+(,\d+)*", "numbers, as in 0,1")
+        devices["local_device_ids"] = [int(part) for part in text.split(",")]
     missing = [name for name in TRIO if not environ.get(name)]
     if not missing:
-        number, place = (_integer(environ, name) for name in TRIO[1:])
-        if number < 1:
-            raise ValueError(f"JAX_NUM_PROCESSES = {number}: allowed is an integer from 1")
-        if place >= number:
-            raise ValueError(
-                f"JAX_PROCESS_ID = {place}: allowed is 0 to {number - 1}, "
-                f"as JAX_NUM_PROCESSES = {number}"
-            )
+        address, number, place = TRIO
         found: dict[str, Any] = {
-            "coordinator_address": _address(environ[TRIO[0]]),
-            "num_processes": number,
-            "process_id": place,
+            "coordinator_address": _checked(environ, address, r".+:\d{1,5}", "host:port"),
+            "num_processes": int(_checked(environ, number, r"[1-9]\d*", "an integer from 1")),
+            "process_id": int(_checked(environ, place, r"\d+", "an integer from 0")),
         }
+        if found["process_id"] >= found["num_processes"]:
+            last = found["num_processes"] - 1
+            raise ValueError(f"{place} = {found['process_id']}: allowed is 0 to {last}")
         return found | devices | {"cluster_detection_method": "deactivate"}
     if len(missing) < len(TRIO):
         raise ValueError(f"{', '.join(missing)} not set: allowed is all or none of {TRIO}")
@@ -90,11 +90,6 @@ def start() -> None:
     all_gather_int(0)
 
 
-def shutdown() -> None:
-    """Leave the other processes, all at the same time; does nothing if that is done."""
-    jax.distributed.shutdown()
-
-
 @contextlib.contextmanager
 def session() -> Iterator[None]:
     """Belong to the run's processes; an error ends this one at once, so that the others end too.
@@ -108,9 +103,9 @@ def session() -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() > 1 and jax.distributed.is_initialized():
             _end(error)
-        shutdown()
+        jax.distributed.shutdown()
         raise
-    shutdown()
+    jax.distributed.shutdown()
 
 
 def is_first() -> bool:
@@ -177,21 +172,7 @@ def _end(error: BaseException) -> NoReturn:
     os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
-def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"JAX_COORDINATOR_ADDRESS = {text!r}: allowed is host:port, port to 65535")
-    return text
-
-
-def _integer(environ: Mapping[str, str], name: str) -> int:
-    if not environ[name].isdecimal():
-        raise ValueError(f"{name} = {environ[name]!r}: allowed is an integer from 0")
-    return int(environ[name])
-
-
-def _device_ids(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise ValueError(f"{DEVICES} = {text!r}: allowed are different numbers, as in 0,1")
-    return [int(part) for part in parts]
+def _checked(environ: Mapping[str, str], name: str, pattern: str, allowed: str) -> str:
+    if not re.fullmatch(pattern, environ[name]):
+        raise ValueError(f"{name} = {environ[name]!r}: allowed is {allowed}")
+    return environ[name]

@@ -133,7 +133,7 @@ def train(run: Run, state: State) -> int:
         saved = run.checkpoints.latest()
         best = run.checkpoints.best()
     if stop.error:
-        distributed.shutdown()  # the others have no error: this one may fail when they have left
+        jax.distributed.shutdown()  # the others have no error: first they leave, then this fails
         raise stop.error
     if distributed.is_first():
         console.conclude(run.folder, int(state.step), config.steps, saved, best)

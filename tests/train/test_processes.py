@@ -65,11 +65,9 @@ def test_how_a_process_joins_follows_from_the_environment(
         ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID = 4: allowed is 0 to 3"),
         ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID = '-1': allowed is an integer from 0"),
         ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES = 'two': allowed is an integer"),
-        ({"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES = 0: allowed is an integer from 1"),
+        ({"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES = '0': allowed is an integer from 1"),
         ({"JAX_COORDINATOR_ADDRESS": "host"}, "JAX_COORDINATOR_ADDRESS = 'host': allowed is host:"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:70000"}, "JAX_COORDINATOR_ADDRESS = 'a:70000'"),
-        ({"JAX_LOCAL_DEVICE_IDS": "0,0"}, "JAX_LOCAL_DEVICE_IDS = '0,0': allowed are different"),
-        ({"JAX_LOCAL_DEVICE_IDS": "all"}, "JAX_LOCAL_DEVICE_IDS = 'all'"),
+        ({"JAX_LOCAL_DEVICE_IDS": "all"}, "JAX_LOCAL_DEVICE_IDS = 'all': allowed is numbers"),
     ],
 )
 def test_a_wrong_environment_is_named(changed: dict[str, str], message: str) -> None:
