@@ -118,8 +118,9 @@ def _stacked(runs: Sequence[Run], panels: Sequence[_Panel]) -> str:
 
 
 def _told(drawn: Sequence[Line]) -> str:
-    ends = [(line.label, [y for _, y in line.points if y is not None]) for line in drawn]
-    return "; ".join(f"{label} {y[0]:.4g} to {y[-1]:.4g}" for label, y in ends if y)
+    named = [line for line in drawn if line.label or len(drawn) == 1]
+    ends = [(line.label, [y for _, y in line.points if y is not None]) for line in named]
+    return ", ".join(f"{label} {y[0]:.4g} to {y[-1]:.4g}".strip() for label, y in ends if y)
 
 
 def quality(runs: Sequence[Run]) -> str:
