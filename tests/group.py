@@ -25,14 +25,23 @@ class Group:
     """Running processes of one run, their outputs in files."""
 
     def __init__(
-        self, folder: Path, config: ConfigDict, number: int, entry: str = "", devices: int = 1
+        self,
+        folder: Path,
+        config: ConfigDict | list[str],
+        number: int,
+        entry: str = "",
+        devices: int = 1,
     ) -> None:
-        """Start `number` processes of main.py, or of `entry`, a program that ends in it."""
+        """Start `number` processes of main.py, or of `entry`, a program that ends in it.
+
+        In place of a config there may be all of Python's arguments.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         main = ["-m", "spidr_jax.main"]
         if entry:
             (folder / "entry.py").write_text(entry)
             main = [str(folder / "entry.py")]
+        arguments = config if isinstance(config, list) else [*main, *tiny.flags(config)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -45,7 +54,7 @@ class Group:
             with path.open("w") as output:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, *main, *tiny.flags(config)],
+                        [sys.executable, *arguments],
                         env=variables,
                         stdout=output,
                         stderr=subprocess.STDOUT,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from spidr_jax.data.pipeline import Data
 
@@ -90,7 +91,7 @@ class Task:
 
     def flatten(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """A step's metrics on the host as numbers by name."""
-        return {name: value.item() for name, value in metrics.items()}
+        return {name: np.asarray(value).item() for name, value in metrics.items()}
 
     def amount(self, batch: Batch) -> float:
         """How much data a global batch holds, in what `rate` counts."""

@@ -14,8 +14,9 @@ import tiny
 import spidr_jax
 from spidr_jax import evaluate, extract, main
 from spidr_jax.data.corpus import open_manifest
-from spidr_jax.train import config as config_lib
-from spidr_jax.train import config_file
+from spidr_jax.pretraining import Config
+from spidr_jax.train import command, config_file
+from spidr_jax.train.config import build
 from spidr_jax.weights import orbax
 
 BASE = """
@@ -51,8 +52,8 @@ def train(file: Path, workdir: Path, steps: int) -> dict[str, Any]:
     """Train a config file's run to a step; give the state that it saved there."""
     flags = {"workdir": workdir, "steps": steps, "freeze_step": FREEZE_STEP, "log_every": 1}
     config = config_file.read(str(file), {name: str(value) for name, value in flags.items()})
-    config_lib.validate(config)
-    assert main.run(config) == 0
+    checked = build(Config, config)
+    assert command.train(main.make_task(checked), checked, main.draw) == 0
     saved = orbax.read(workdir, lambda name: True)
     assert saved.step == steps
     return saved.state
