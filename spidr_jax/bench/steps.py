@@ -3,10 +3,9 @@
 The step is the one that training runs, with its state donated, on noise that lies on the device.
 """
 
-import dataclasses
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +15,6 @@ from spidr_jax.bench import flops, memory, profiling, pytorch, setups
 from spidr_jax.bench.setups import Setup
 from spidr_jax.bench.timing import Start, measure_peak, stepper, take_turns
 from spidr_jax.data.audio import SAMPLE_RATE
-from spidr_jax.method.step import TrainState
 from spidr_jax.pretraining import Pretraining
 from spidr_jax.train import placement
 
@@ -26,23 +24,20 @@ _QUIET = 0.2  # of the cores busy with something else
 Rounds = list[list[float]]  # seconds of the steps of each
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A compiled step and what it runs on.
+class Program(NamedTuple):
+    """A compiled step.
 
     Attributes:
-        lower_seconds: that tracing took.
-        compile_seconds: that XLA's compilation took, without a cache.
-        planned_bytes: of device memory that the program needs, as its compiler planned.
+        start: starts it on the state that it gave, beginning with a fresh one.
+        batch: that it runs on.
+        costs: "lower_s" and "compile_s", the seconds of tracing and compilation without a cache,
+            and "planned_bytes" of device memory.
     """
 
     compiled: jax.stages.Compiled
-    state: TrainState
+    start: Start
     batch: dict[str, jax.Array]
-    key: jax.Array
-    lower_seconds: float
-    compile_seconds: float
-    planned_bytes: int
+    costs: dict[str, float]
 
 
 def compile_step(setup: Setup, frozen: bool) -> Program:
@@ -54,12 +49,17 @@ def compile_step(setup: Setup, frozen: bool) -> Program:
         state = state._replace(step=state.step + setup.config.freeze_step)
     batch = placement.put_batch(setups.draw_batch(setup), mesh)
     key = jax.random.key(0)
+    step = placement.jit_step(task, mesh, fsdp=False, phase=int(frozen))
     begin = time.perf_counter()
-    lowered = placement.jit_step(task, mesh, fsdp=False, phase=int(frozen)).lower(state, batch, key)
+    lowered = step.lower(state, batch, key)
     middle = time.perf_counter()
     compiled = lowered.compile()
-    seconds = middle - begin, time.perf_counter() - middle
-    return Program(compiled, state, batch, key, *seconds, memory.planned_bytes(compiled))
+    costs = {
+        "lower_s": middle - begin,
+        "compile_s": time.perf_counter() - middle,
+        "planned_bytes": memory.planned_bytes(compiled),
+    }
+    return Program(compiled, stepper(compiled, state, batch, key), batch, costs)
 
 
 def bench_step(
@@ -95,10 +95,9 @@ def bench_step(
     conditions = _conditions(setup, frozen)
     peak = measure_peak(setup.step_config.dtype)
     program = compile_step(setup, frozen)
-    ours = stepper(program.compiled, program.state, program.batch, program.key)
     for _ in range(WARM_UP):
-        ours()()
-    starts: dict[str, Start] = {OURS: ours}
+        program.start()()
+    starts = {OURS: program.start}
     skipped: dict[str, str] = {}
     if reference:
         theirs, skipped = pytorch.make_steps(setup, frozen, program.batch, WARM_UP)
@@ -110,7 +109,9 @@ def bench_step(
     found |= _describe(setup, frozen, peak, program, times)
     print(_table(found))
     if profile:
-        found["profile"] = profiling.profile(ours, program.compiled.as_text() or "", profile)
+        found["profile"] = profiling.profile(
+            program.start, program.compiled.as_text() or "", profile
+        )
         print("\n" + profiling.table(found["profile"]))
     return found
 
@@ -132,12 +133,7 @@ def _describe(
             "tflops": work / median / 1e12,
             "share_of_peak": work / median / peak,
         }
-    contenders[OURS] |= {
-        "lower_s": program.lower_seconds,
-        "compile_s": program.compile_seconds,
-        "planned_bytes": program.planned_bytes,
-        "peak_bytes": _peak_bytes(),
-    }
+    contenders[OURS] |= program.costs | {"peak_bytes": _peak_bytes()}
     return {
         "peak_tflops": peak / 1e12,
         "tflop": work / 1e12,

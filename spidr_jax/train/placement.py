@@ -4,7 +4,6 @@ The functions that compute know nothing of it.
 """
 
 import contextlib
-import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -121,13 +120,6 @@ def gather(tree: Any, mesh: Mesh) -> Any:
 
 def _same(tree: Any) -> Any:  # one function, that it is compiled once
     return tree
-
-
-def device_bytes(tree: Any) -> int:
-    """Bytes of a tree of arrays, or of shapes with shardings, on one device."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:

@@ -108,7 +108,10 @@ def test_the_first_sentence_tells_unit_quality_beside_mfcc(tmp_path: Path) -> No
     assert "; PNMI on dev 0.4 (layer 6; at first 0.02; MFCC: 0.45)." in html
     assert ">MFCC</text>" in html
     assert "<th>kind</th><th>PNMI</th><th>ABX within</th></tr>" in html
-    assert "<td>evaluate-dev.json</td><td>9</td><td>5</td><td>units</td><td>0.310</td><td>4.00 %</td>" in html
+    assert (
+        "<td>evaluate-dev.json</td><td>9</td><td>5</td><td>units</td><td>0.310</td><td>4.00 %</td>"
+        in html
+    )
 
 
 # --- what it shows

@@ -58,18 +58,6 @@ def test_a_state_is_split_along_the_largest_dimension_that_divides(
     assert {place.spec for place in jax.tree.leaves(replicated)} == {whole}
 
 
-def test_bytes_of_a_device_are_those_of_its_shards() -> None:
-    mesh = AbstractMesh((8,), ("data",))
-    state = state_of((16, 24), (6, 5))
-    split = placement.state_shardings(state, mesh, True, ["codebooks"])
-    placed = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, split
-    )
-    assert placement.device_bytes(placed.codebooks) == 4 * (16 * 24 + 6 * 5)
-    assert placement.device_bytes(placed.teacher) == 4 * (16 * 3 + 6 * 5)
-    assert placement.device_bytes(placed.step) == 4
-
-
 def train(manifest: Path, folder: Path, fsdp: bool, steps: int) -> None:
     """Train a run to `steps` on this process's devices; keep the states it read and saved."""
     from spidr_jax.train import loop as train
