@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,40 +19,52 @@ class Source(NamedTuple):
     weight: float = 1.0
 
 
-class SourceSpec(NamedTuple):
-    """What one entry of `data.sources` says."""
+def parse_named(text: str, field: str, form: str) -> dict[str, str]:
+    """Read "name:value,..." into values by name.
 
-    name: str
-    manifest: str
-    weight: float
+    A comma belongs to a value unless a name and a colon follow it, as paths may hold commas.
+
+    Args:
+        text: the entries.
+        field: config field of the text, for messages.
+        form: what an entry must look like, for messages.
+
+    Raises:
+        ValueError: an entry is malformed, or a name stands twice.
+    """
+    found: dict[str, str] = {}
+    for entry in filter(None, re.split(r"\s*,\s*(?=[\w-]+:|$)", text.strip())):
+        name, _, value = entry.partition(":")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or not value:
+            raise ValueError(f"config.{field}: {entry!r} is not {form}")
+        if name in found:
+            raise ValueError(f"config.{field}: the name {name!r} stands twice")
+        found[name] = value
+    return found
 
 
-def parse_sources(text: str) -> list[SourceSpec]:
-    """Read "name:manifest:weight,..." (the manifest may itself hold colons, as URLs do).
+def parse_sources(text: str) -> dict[str, tuple[str, float]]:
+    """Read "name:manifest:weight,..." into manifests and weights by name.
 
     Raises:
         ValueError: naming the entry and what is wrong with it.
     """
-    specs = []
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        name, _, rest = entry.partition(":")
+    found = {}
+    for name, rest in parse_named(text, "data.sources", "name:manifest:weight").items():
         manifest, _, number = rest.rpartition(":")
-        if not name or not manifest:
-            raise ValueError(f"data.sources: {entry!r} is not name:manifest:weight")
         try:
-            weight = float(number)
+            weight = float(number) if manifest else math.nan
         except ValueError:
             weight = math.nan
         if not 0 < weight < math.inf:
-            raise ValueError(f"data.sources: {entry!r}: weight {number!r} is not a number above 0")
-        specs.append(SourceSpec(name, manifest, weight))
-    names = [spec.name for spec in specs]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"data.sources: the name {twice[0]!r} stands twice")
-    if not specs:
-        raise ValueError("data.sources: no entry; it is name:manifest:weight,...")
-    return specs
+            raise ValueError(
+                f"config.data.sources: {name}:{rest} is not name:manifest:weight with a weight "
+                "above 0"
+            )
+        found[name] = manifest, weight
+    if not found:
+        raise ValueError(f"config.data.sources = {text!r} holds no entry: name:manifest:weight,...")
+    return found
 
 
 def open_sources(manifest: str | None, sources: str | None) -> list[Source]:
@@ -68,8 +81,8 @@ def open_sources(manifest: str | None, sources: str | None) -> list[Source]:
     if manifest:
         return [Source(os.path.basename(manifest), open_manifest(manifest))]
     return [
-        Source(spec.name, open_manifest(spec.manifest), spec.weight)
-        for spec in parse_sources(sources or "")
+        Source(name, open_manifest(manifest), weight)
+        for name, (manifest, weight) in parse_sources(sources or "").items()
     ]
 
 

@@ -4,7 +4,6 @@ Crops and batches are functions of the set, the limits of training's batches and
 of no seed of the run, of no step, nor of the devices and processes there are.
 """
 
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from spidr_jax.data import planned_audio
 from spidr_jax.data.buckets import SHORTEST
 from spidr_jax.data.corpus import open_manifest
 from spidr_jax.data.plan import Plan, make_plan
-from spidr_jax.data.sources import Source
+from spidr_jax.data.sources import Source, parse_named
 
 _SEED = 0
 _MAX_BUCKETS = 4  # each is a program to compile
@@ -25,23 +24,6 @@ class ValidationSet(NamedTuple):
     name: str
     source: Source
     plan: Plan
-
-
-def parse_sets(text: str) -> dict[str, str]:
-    """Read "name:manifest,..." (the manifest may itself hold colons, as URLs do).
-
-    Raises:
-        ValueError: naming the entry and what is wrong with it.
-    """
-    sets: dict[str, str] = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        name, _, manifest = entry.partition(":")
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or not manifest:
-            raise ValueError(f"config.validation: {entry!r} is not name:manifest")
-        if name in sets:
-            raise ValueError(f"config.validation: the name {name!r} stands twice")
-        sets[name] = manifest
-    return sets
 
 
 def open_sets(
@@ -71,7 +53,7 @@ def open_sets(
         FileNotFoundError: a manifest is missing.
     """
     sets = []
-    for name, manifest in parse_sets(text).items():
+    for name, manifest in parse_named(text, "validation", "name:manifest").items():
         try:
             source = Source(name, open_manifest(manifest))
             planned_audio.probe(source)

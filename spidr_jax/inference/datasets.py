@@ -1,9 +1,9 @@
 """The corpora that layers are measured on, each with what is known of its utterances."""
 
-import re
 from typing import NamedTuple
 
 from spidr_jax.data.corpus import open_manifest
+from spidr_jax.data.sources import parse_named
 from spidr_jax.eval import items
 from spidr_jax.eval.alignment import read_alignment
 from spidr_jax.inference.outputs import EvaluationSet
@@ -24,19 +24,17 @@ def parse_sets(text: str) -> list[Spec]:
     Raises:
         ValueError: naming the entry and what is wrong with it.
     """
-    sets: dict[str, Spec] = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        name, manifest, alignment, item, *more = [*entry.split(":"), "", "", ""]
-        whole = re.fullmatch(r"[A-Za-z0-9_-]+", name) and manifest and (alignment or item)
-        if not whole or any(more):
-            raise ValueError(
-                f"config.evaluation: {entry!r} is not name:manifest:alignment:item (name:manifest:"
-                "alignment without ABX, name:manifest::item without phones)"
-            )
-        if name in sets:
-            raise ValueError(f"config.evaluation: the name {name!r} stands twice")
-        sets[name] = Spec(name, manifest, alignment or None, item or None)
-    return list(sets.values())
+    form = (
+        "name:manifest:alignment:item (name:manifest:alignment without ABX, name:manifest::item "
+        "without phones)"
+    )
+    sets = []
+    for name, rest in parse_named(text, "evaluation", form).items():
+        manifest, alignment, item, *more = [*rest.split(":"), "", ""]
+        if not manifest or not (alignment or item) or any(more):
+            raise ValueError(f"config.evaluation: '{name}:{rest}' is not {form}")
+        sets.append(Spec(name, manifest, alignment or None, item or None))
+    return sets
 
 
 def open_sets(text: str) -> list[EvaluationSet]:

@@ -279,25 +279,25 @@ def test_a_replacement_is_of_the_same_source_and_long_enough(step, row, attempt)
 
 
 def test_parse_sources():
-    specs = parse_sources("en:/a/en.csv:2, ru:gs://bucket/ru.csv:0.5")
-    assert specs == [("en", "/a/en.csv", 2.0), ("ru", "gs://bucket/ru.csv", 0.5)]
+    found = parse_sources("en:/a/en, old.csv:2, ru:gs://bucket/ru.csv:0.5,")
+    assert found == {"en": ("/a/en, old.csv", 2.0), "ru": ("gs://bucket/ru.csv", 0.5)}
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("en", "'en' is not name:manifest:weight"),
-        ("en:2", "'en:2' is not name:manifest:weight"),
+        ("en:2", "en:2 is not name:manifest:weight with"),
         (":a.csv:2", "':a.csv:2' is not name:manifest:weight"),
-        ("en:a.csv:x", "weight 'x' is not a number above 0"),
-        ("en:a.csv:0", "weight '0' is not a number above 0"),
-        ("en:a.csv:nan", "weight 'nan' is not a number above 0"),
+        ("en:a.csv:x", "en:a.csv:x is not .* with a weight above 0"),
+        ("en:a.csv:0", "en:a.csv:0 is not .* with a weight above 0"),
+        ("en:a.csv:nan", "en:a.csv:nan is not .* with a weight above 0"),
         ("en:a.csv:1,en:b.csv:1", "the name 'en' stands twice"),
-        (" , ", "no entry"),
+        (" , ", "holds no entry"),
     ],
 )
 def test_malformed_sources_are_named(text, reason):
-    with pytest.raises(ValueError, match=f"^data.sources: .*{reason}"):
+    with pytest.raises(ValueError, match=rf"^config\.data\.sources.*{reason}"):
         parse_sources(text)
 
 
