@@ -17,6 +17,7 @@ from spidr_jax.inference import evaluation
 from spidr_jax.inference.datasets import open_sets
 from spidr_jax.method import step
 from spidr_jax.method.codebook import CodebookConfig
+from spidr_jax.method.loss import LossConfig
 from spidr_jax.method.masking import MaskingConfig
 from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.step import StepConfig, TrainState
@@ -94,6 +95,7 @@ class Config(RunConfig):
     corpus: str = free("")  # folder of which a config file makes other fields
     model: ModelConfig = section(ModelConfig)
     codebook: CodebookConfig = section(CodebookConfig)
+    loss: LossConfig = section(LossConfig)
     teacher: TeacherConfig = section(TeacherConfig)
     masking: MaskingConfig = section(MaskingConfig)
     optimizer: OptimizerConfig = section(OptimizerConfig)
@@ -118,6 +120,7 @@ class Config(RunConfig):
             optimizer=self.optimizer,
             teacher=self.teacher,
             codebook=self.codebook,
+            loss=self.loss,
             freeze_step=self.freeze_step,
             dtype=PRECISIONS[self.precision],
             accumulate=self.memory.accumulate,

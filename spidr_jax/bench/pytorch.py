@@ -135,6 +135,7 @@ def _build_optimizer(setup: Setup, model: Any) -> tuple[Any, Any]:
     from spidr.optimizer import build_optimizer
 
     fields = dataclasses.asdict(setup.step_config.optimizer)
+    del fields["name"]
     config = OptimizerConfig(**fields, dtype=setup.config.precision)
     optimizer, _, scheduler = build_optimizer(model, config)
     return optimizer, scheduler

@@ -1,11 +1,12 @@
 """Codebooks clustered online from the teacher's layers, as pure transforms of their state.
 
 N frames, D model width, K codebooks, V codes per codebook.
-Source: DinoSR (arXiv 2305.10005), section 3; spec sections 2 and 3.
+Source: DinoSR (arXiv 2305.10005), section 3.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,14 @@ class CodebookState(NamedTuple):
     counts: Array  # float32 [K, V]
 
 
+class CodeStatistics(NamedTuple):
+    """What a batch tells of each code, for `update`; those of a batch's parts add up."""
+
+    sums: Array  # float32 [K, V, D], of the frames assigned to it
+    counts: Array  # float32 [K, V], of these frames
+    candidates: Array  # float32 [K, V, D], one frame drawn by lot; zero once there are none left
+
+
 @dataclasses.dataclass(frozen=True)
 class CodebookConfig:
     """How codebooks follow the teacher.
@@ -33,10 +42,17 @@ class CodebookConfig:
         ValueError: a value is not usable; the message names field, value and what is allowed.
     """
 
-    decay: float = 0.9  # of sums and counts a step
+    decay: float = 0.9  # of sums and counts a step; from 1 on nothing moves
+    assignment: str = "nearest"  # name in ASSIGNMENTS: which code a frame gets
+    update: str = "moving_average"  # name in UPDATES: how a step changes the codes
 
     def __post_init__(self) -> None:
-        check_fields(self, [("decay", 0 <= self.decay < math.inf, "a number from 0")])
+        checks = (
+            ("decay", 0 <= self.decay < math.inf, "a number from 0"),
+            ("assignment", self.assignment in ASSIGNMENTS, ", ".join(ASSIGNMENTS)),
+            ("update", self.update in UPDATES, ", ".join(UPDATES)),
+        )
+        check_fields(self, checks)
 
 
 def init(key: jax.Array, num_codebooks: int, codebook_size: int, width: int) -> CodebookState:
@@ -46,45 +62,89 @@ def init(key: jax.Array, num_codebooks: int, codebook_size: int, width: int) -> 
     return CodebookState(sums, jnp.ones((num_codebooks, codebook_size)))
 
 
-def assign(state: CodebookState, targets: jax.Array) -> jax.Array:
-    """Find the nearest code, in Euclidean distance, of each frame in each codebook.
+def distances(state: CodebookState, targets: jax.Array) -> jax.Array:
+    """Squared Euclidean distances [K, N, V] of targets and codes, less |target|^2.
 
-    Args:
-        state: the codebooks.
-        targets: float32 [K, N, D].
-
-    Returns:
-        int32 [K, N]. Distances are in full float32 on every backend.
+    Products are in full float32 on every backend.
     """
     codes = state.sums / state.counts[..., None]  # [K, V, D]
     products = jnp.einsum("knd,kvd->knv", targets, codes, precision=lax.Precision.HIGHEST)
-    distances = jnp.square(codes).sum(axis=-1)[:, None] - 2 * products  # less |target|^2
-    return jnp.argmin(distances, axis=-1).astype(jnp.int32)
+    return jnp.square(codes).sum(axis=-1)[:, None] - 2 * products
 
 
-def totals(targets: jax.Array, assignments: jax.Array) -> CodebookState:
-    """Sum and count the frames of each code; frames of a batch's parts may be added up.
+def assign(
+    config: CodebookConfig, state: CodebookState, targets: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Assign frames to the codes of each codebook.
+
+    Args:
+        config: names the assignment.
+        state: the codebooks.
+        targets: float32 [K, N, D], all frames of the batch, or of its part where
+            `memory.accumulate` cuts it.
+        mask: bool [N], the frames that count.
+
+    Returns:
+        float32 [K, N, V], distributions over the codes, all zero for frames that do not count.
+    """
+    assigned = ASSIGNMENTS[config.assignment](config, state, targets, mask)
+    return assigned * mask[:, None]
+
+
+def _nearest(
+    config: CodebookConfig, state: CodebookState, targets: jax.Array, mask: jax.Array
+) -> jax.Array:
+    return jax.nn.one_hot(jnp.argmin(distances(state, targets), axis=-1), state.sums.shape[1])
+
+
+def statistics(targets: jax.Array, assignments: jax.Array, lots: jax.Array) -> CodeStatistics:
+    """What the batch tells of each code.
 
     Args:
         targets: float32 [K, N, D].
-        assignments: float32 [K, N, V], one-hot codes, all zero for frames that do not count.
+        assignments: from `assign`.
+        lots: int [N], of which code's candidate a frame is; V or more for none.
     """
-    sums = jnp.einsum("knv,knd->kvd", assignments, targets, precision=lax.Precision.HIGHEST)
-    return CodebookState(sums, assignments.sum(axis=1))
+    drawn = jax.nn.one_hot(lots, assignments.shape[-1])
+    return CodeStatistics(
+        jnp.einsum("knv,knd->kvd", assignments, targets, precision=lax.Precision.HIGHEST),
+        assignments.sum(axis=1),
+        jnp.einsum("nv,knd->kvd", drawn, targets, precision=lax.Precision.HIGHEST),
+    )
 
 
-def update(state: CodebookState, batch: CodebookState, decay: float) -> CodebookState:
-    """Move each code that got frames towards their mean; codes without frames stay.
+def draw_lots(key: jax.Array, mask: jax.Array) -> jax.Array:
+    """Number the masked frames of bool [B, T] in random order, before the others: int [B, T]."""
+    order = jnp.where(mask, jax.random.uniform(key, mask.shape), 2.0).ravel()
+    return jnp.argsort(jnp.argsort(order)).reshape(mask.shape)
+
+
+def update(
+    config: CodebookConfig, state: CodebookState, batch: CodeStatistics, key: jax.Array
+) -> CodebookState:
+    """Move the codes after a batch.
 
     Args:
+        config: names the update; from a decay of 1 on nothing moves.
         state: the codebooks.
-        batch: the `totals` of the batch's frames.
-        decay: weight of the old sums and counts; 1 or more means no update.
+        batch: the `statistics` of the batch's frames. What an update does not read costs nothing.
+        key: random key of the step.
     """
-    if decay >= 1:
-        return state
-    used = batch.counts > 0
+    return state if config.decay >= 1 else UPDATES[config.update](config, state, batch, key)
+
+
+def _moving_average(
+    config: CodebookConfig, state: CodebookState, batch: CodeStatistics, key: jax.Array
+) -> CodebookState:
+    """Move each code that got frames towards their mean; codes without frames stay."""
+    used, decay = batch.counts > 0, config.decay
     return CodebookState(
         jnp.where(used[..., None], decay * state.sums + (1 - decay) * batch.sums, state.sums),
         jnp.where(used, decay * state.counts + (1 - decay) * batch.counts, state.counts),
     )
+
+
+# (config, codebooks, targets [K, N, D], mask [N]) -> distributions over the codes [K, N, V]
+ASSIGNMENTS: dict[str, Callable[..., jax.Array]] = {"nearest": _nearest}
+# (config, codebooks, batch, key) -> codebooks
+UPDATES: dict[str, Callable[..., CodebookState]] = {"moving_average": _moving_average}

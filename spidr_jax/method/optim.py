@@ -1,10 +1,11 @@
-"""Learning-rate schedules, AdamW with clipping, and which parameters train in which phase.
+"""Learning-rate schedules, optimizers, and the parts of a tree that train and that do not.
 
-Source: SpidR's recipe; spec section 3.
+Source: SpidR (arXiv 2512.20308), section 4.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,31 +13,29 @@ import jax.numpy as jnp
 import optax
 
 from spidr_jax.model.checks import check_fields, is_integer
-from spidr_jax.model.config import ModelConfig
 
-SCHEDULES = ("tristage", "cosine", "rsqrt", "constant")
-FROZEN_MODULES = ("feature_extractor", "feature_projection")
 Tree = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its learning-rate schedule, under the reference's field names.
+    """The optimizer and its learning-rate schedule, under the reference's field names.
 
     Raises:
         ValueError: a value is not usable; the message names field, value and what is allowed.
     """
 
-    lr: float = 5e-4
+    name: str = "adamw"  # in OPTIMIZERS
+    lr: float = 5e-4  # peak rate
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-6
     weight_decay: float = 0.01
-    max_norm: float = 10.0
-    scheduler: str = "tristage"
+    max_norm: float = 10.0  # of the gradient
+    scheduler: str = "tristage"  # name in SCHEDULES
     warmup_steps: int = 12_000
     hold_steps: int = 188_000
     decay_steps: int = 200_000
-    max_steps: int = 400_000
+    max_steps: int = 400_000  # of the cosine schedule
     init_lr_scale: float = 0.01
     final_lr_scale: float = 0.01
     rsqrt_timescale: int = 10_000
@@ -44,6 +43,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         checks = (
+            ("name", self.name in OPTIMIZERS, ", ".join(OPTIMIZERS)),
             ("lr", 0 < self.lr < math.inf, "a rate above 0"),
             (
                 "betas",
@@ -70,67 +70,98 @@ class OptimizerConfig:
         check_fields(self, checks)
 
 
-def learning_rate(config: OptimizerConfig, step: jax.Array) -> jax.Array:
+def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:
     """Rate of the update that has `step` finished steps before it, a float32 scalar."""
     step = jnp.asarray(step, jnp.float32)
-    warmup, final = config.warmup_steps, config.final_lr_scale
-    after = step - warmup
-    peak = 1.0
-    if config.scheduler == "tristage":
-        progress = jnp.maximum((after - config.hold_steps) / config.decay_steps, 0)
-        scale = jnp.exp(math.log(final) * progress)
-    elif config.scheduler == "cosine":
-        left = (config.max_steps - step) / (config.max_steps - warmup)
-        # the square is (1 + cos(pi (1 - left))) / 2, which in float32 is inexact near the end
-        scale = final + (1 - final) * jnp.square(jnp.sin(jnp.pi / 2 * left))
-    elif config.scheduler == "rsqrt":
-        peak = 1 / math.sqrt(1 + config.rsqrt_shift / config.rsqrt_timescale)
-        decayed = jnp.maximum(after - config.hold_steps, 0) + config.rsqrt_shift
-        held = 1 / jnp.sqrt(1 + decayed / config.rsqrt_timescale)
-        scale = jnp.where(after < config.hold_steps, 1.0, held)
-    else:
-        scale = jnp.ones_like(step)
-    if warmup > 0:
-        rise = config.init_lr_scale + (peak - config.init_lr_scale) * step / warmup
-        scale = jnp.where(after < 0, rise, scale)
+    scale, peak = SCHEDULES[config.scheduler](config, step)
+    if config.warmup_steps > 0:
+        rise = config.init_lr_scale + (peak - config.init_lr_scale) * step / config.warmup_steps
+        scale = jnp.where(step < config.warmup_steps, rise, scale)
     return config.lr * scale
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping to a global norm and AdamW, short of the learning rate: apply `-lr * update`."""
+def _tristage(config: OptimizerConfig, step: jax.Array) -> tuple[jax.Array, float]:
+    after = step - config.warmup_steps - config.hold_steps
+    progress = jnp.maximum(after / config.decay_steps, 0)
+    return jnp.exp(math.log(config.final_lr_scale) * progress), 1.0
+
+
+def _cosine(config: OptimizerConfig, step: jax.Array) -> tuple[jax.Array, float]:
+    left = (config.max_steps - step) / (config.max_steps - config.warmup_steps)
+    # the square is (1 + cos(pi (1 - left))) / 2, which in float32 is inexact near the end
+    share = jnp.square(jnp.sin(jnp.pi / 2 * left))
+    return config.final_lr_scale + (1 - config.final_lr_scale) * share, 1.0
+
+
+def _rsqrt(config: OptimizerConfig, step: jax.Array) -> tuple[jax.Array, float]:
+    after = step - config.warmup_steps - config.hold_steps
+    decayed = jnp.maximum(after, 0) + config.rsqrt_shift
+    scale = 1 / jnp.sqrt(1 + decayed / config.rsqrt_timescale)
+    peak = 1 / math.sqrt(1 + config.rsqrt_shift / config.rsqrt_timescale)
+    return jnp.where(after < 0, 1.0, scale), peak
+
+
+def _constant(config: OptimizerConfig, step: jax.Array) -> tuple[jax.Array, float]:
+    return jnp.ones_like(step), 1.0
+
+
+# (config, finished steps float32 []) -> share of the peak rate after the warm-up, and the share
+# to which the warm-up rises
+SCHEDULES: dict[str, Callable[[OptimizerConfig, jax.Array], tuple[jax.Array, float]]] = {
+    "tristage": _tristage,
+    "cosine": _cosine,
+    "rsqrt": _rsqrt,
+    "constant": _constant,
+}
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """Make what turns gradients into updates to add: `update(gradient, state, params, step=...)`.
+
+    The step is the number of finished ones, a skipped update's among them: the optimizer keeps no
+    count for the learning rate.
+    """
+    return optax.with_extra_args_support(OPTIMIZERS[config.name](config))
+
+
+def descend(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """Turn a direction u into the update -rate (u + weight_decay p): the end of a chain."""
+
+    def update(
+        direction: Tree, state: Any, params: Tree, *, step: jax.Array, **_: Any
+    ) -> tuple[Tree, Any]:
+        rate = learning_rate(config, step)
+        decayed = jax.tree.map(
+            lambda u, p: -rate * (u + config.weight_decay * p), direction, params
+        )
+        return decayed, state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _adamw(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config.max_norm),
         optax.scale_by_adam(*config.betas, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay),
+        descend(config),
     )
 
 
-def split(params: Tree, model: ModelConfig, frozen: bool) -> tuple[Tree, Tree]:
+# config -> optimizer, of which `descend` is the last part
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig], optax.GradientTransformation]] = {"adamw": _adamw}
+
+
+def split(params: Tree, trains: Callable[[tuple[str, ...]], bool]) -> tuple[Tree, Tree]:
     """Split parameters into the trained and the rest; each has None where the other has arrays.
 
-    Not trained are the norm whose output SpidR's student does not use (the last layer's second
-    norm, or in pre-norm the encoder's), and extractor and projection in the frozen phase.
-
     Args:
-        params: a tree of the student side's structure: parameters or moments.
-        model: the architecture.
-        frozen: whether `freeze_step` has come.
+        params: parameters, or what has their structure.
+        trains: whether the parameter of a path trains.
     """
-    unused = "layer_norm" if model.encoder_layer_norm_first else "final_layer_norm"
-    last = f"layers_{model.encoder_num_layers - 1}"
-
-    def trains(path: tuple[Any, ...]) -> bool:
-        names = [entry.key for entry in path]
-        if names[0] in FROZEN_MODULES:
-            return not frozen
-        if model.model_type == "spidr" and names[0] == "student":
-            unused_path = [unused] if model.encoder_layer_norm_first else [last, unused]
-            return names[1:-1] != unused_path
-        return True
 
     def pick(wanted: bool) -> Tree:
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: x if trains(path) == wanted else None, params
+            lambda path, x: x if trains(tuple(e.key for e in path)) == wanted else None, params
         )
 
     return pick(True), pick(False)
@@ -143,13 +174,14 @@ def merge(first: Tree, second: Tree) -> Tree:
     )
 
 
-def freeze(opt_state: Any, model: ModelConfig) -> Any:
-    """Drop the moments of extractor and projection, as the frozen phase has none."""
+def freeze(config: OptimizerConfig, opt_state: Any, trained: Tree) -> Any:
+    """Drop from an optimizer's state what belongs to parameters that train no longer.
 
-    def drop(state: Any) -> Any:
-        if not isinstance(state, optax.ScaleByAdamState):
-            return state
-        mu, nu = (split(moments, model, frozen=True)[0] for moments in (state.mu, state.nu))
-        return state._replace(mu=mu, nu=nu)
-
-    return tuple(drop(state) for state in opt_state)
+    Args:
+        config: of any optimizer whose state keeps what belongs to a parameter under its path.
+        opt_state: of more parameters.
+        trained: those that still train, from `split`.
+    """
+    before = dict(jax.tree_util.tree_leaves_with_path(opt_state))
+    after = jax.eval_shape(make_optimizer(config).init, trained)
+    return jax.tree_util.tree_map_with_path(lambda path, _: before[path], after)

@@ -1,7 +1,7 @@
 """One training step of SpidR or DinoSR: a pure function of state, batch and key.
 
 B batch, S samples, T frames, D model width, K codebooks, V codes per codebook, N = B T.
-Source: SpidR section 3; spec section 3.
+Source: SpidR (arXiv 2512.20308), section 3.
 """
 
 import dataclasses
@@ -15,16 +15,15 @@ import optax
 
 from spidr_jax.method import codebook, loss, masking, optim, teacher
 from spidr_jax.method.codebook import CodebookConfig, CodebookState
+from spidr_jax.method.loss import LossConfig, Metrics, StepStatistics
 from spidr_jax.method.masking import MaskingConfig
 from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.teacher import TeacherConfig
 from spidr_jax.model import model
 from spidr_jax.model.config import ModelConfig
 from spidr_jax.model.noise import Noise
-from spidr_jax.ops.norms import instance_norm
 
 Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
@@ -47,18 +46,11 @@ class StepConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
     codebook: CodebookConfig = dataclasses.field(default_factory=CodebookConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     freeze_step: int = 200_000
     dtype: Any = jnp.bfloat16
     accumulate: int = 1  # parts of a batch that go through the model one after the other
     remat: bool = False  # compute a layer's inside again in the backward pass, to save memory
-
-
-class Sums(NamedTuple):
-    """Over masked frames: what the metrics and the codebooks' update are made of."""
-
-    loss: jax.Array  # [K]
-    predictions: jax.Array  # [K, V], summed probabilities
-    assigned: CodebookState  # sums and counts of targets
 
 
 def init_state(config: StepConfig, key: jax.Array) -> TrainState:
@@ -71,8 +63,7 @@ def init_state(config: StepConfig, key: jax.Array) -> TrainState:
     params = model.init_params(config.model, param_key)
     fresh = model.init_params(config.model, teacher_key)["student"]
     teacher.check_excluded(fresh, config.teacher.exclude_layers)
-    frozen = config.freeze_step <= 0
-    trained, _ = optim.split(params, config.model, frozen)
+    trained, _ = optim.split(params, model.trained(config.model, config.freeze_step <= 0))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
@@ -90,7 +81,8 @@ def init_state(config: StepConfig, key: jax.Array) -> TrainState:
 
 def freeze(config: StepConfig, state: TrainState) -> TrainState:
     """Drop the moments of what does not train from `freeze_step` on."""
-    return state._replace(opt_state=optim.freeze(state.opt_state, config.model))
+    trained, _ = optim.split(state.params, model.trained(config.model, frozen=True))
+    return state._replace(opt_state=optim.freeze(config.optimizer, state.opt_state, trained))
 
 
 def make_train_step(
@@ -106,44 +98,45 @@ def make_train_step(
 
     Args:
         config: what to compute.
-        frozen: the program for steps from `freeze_step` on, with extractor and projection
-            frozen; the state's moments must have been dropped by `optim.freeze`.
+        frozen: whether `freeze_step` has come, and `freeze` has been applied to the state.
     """
     optimizer = optim.make_optimizer(config.optimizer)
+    trains = model.trained(config.model, frozen)
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        mask_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
-        trained, rest = optim.split(state.params, config.model, frozen)
+        step_key = jax.random.fold_in(key, state.step)
+        mask_key, noise_key = jax.random.split(step_key)
+        trained, rest = optim.split(state.params, trains)
         batch, masked_frames = _mask(config, batch, mask_key)
         noise = model.draw_noise(config.model, noise_key, len(batch["mask"]))
 
-        def loss_fn(trained: model.Params, rows: Batch) -> tuple[jax.Array, Sums]:
+        def loss_fn(trained: model.Params, rows: Batch) -> tuple[jax.Array, StepStatistics]:
             params = optim.merge(trained, rest)
-            sums = _forward(config, params, state, rows, noise._replace(seeds=rows["seeds"]))
-            return sums.loss.mean() / masked_frames, sums
+            found = _forward(config, params, state, rows, noise._replace(seeds=rows["seeds"]))
+            return found.loss.mean() / masked_frames, found
 
         grad_fn = partial(jax.value_and_grad(loss_fn, has_aux=True), trained)
         rows = batch | {"seeds": noise.seeds}
-        (value, sums), gradient = _accumulate(grad_fn, rows, config.accumulate)
-        codebooks = codebook.update(state.codebooks, sums.assigned, config.codebook.decay)
-        metrics = _metrics(sums, masked_frames)
-        rate = optim.learning_rate(config.optimizer, state.step)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
-        trained = jax.tree.map(lambda p, u: p - rate * u, trained, updates)
-        params = optim.merge(trained, rest)
-        ema_rate = teacher.ema_rate(config.teacher, state.step + 1, config.freeze_step)
+        (value, statistics), gradient = _accumulate(grad_fn, rows, config.accumulate)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, trained, step=state.step)
+        params = optim.merge(optax.apply_updates(trained, updates), rest)
+        rate = teacher.ema_rate(config.teacher, state.step + 1, config.freeze_step)
         moved = teacher.update(
-            state.teacher, params["student"], ema_rate, config.teacher.exclude_layers
+            state.teacher, params["student"], rate, config.teacher.exclude_layers
+        )
+        codebooks = codebook.update(
+            config.codebook, state.codebooks, statistics.codes, jax.random.fold_in(step_key, 2)
         )
         grad_norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(codebooks.sums).all()
         new = (params, opt_state, moved, codebooks)
         old = (state.params, state.opt_state, state.teacher, state.codebooks)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-        metrics |= {
+        metrics = loss.metrics(statistics, masked_frames) | {
+            "masked_frames": masked_frames,
             "grad_norm": grad_norm,
-            "learning_rate": rate,
-            "teacher_decay": 1 - ema_rate,
+            "learning_rate": optim.learning_rate(config.optimizer, state.step),
+            "teacher_decay": 1 - rate,
             "skipped": state.skipped + 1 - finite.astype(jnp.int32),
         }
         return TrainState(state.step + 1, metrics["skipped"], *kept), metrics
@@ -159,13 +152,14 @@ def make_eval_step(config: StepConfig) -> Callable[[TrainState, Batch, jax.Array
 
     def eval_step(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
         batch, masked_frames = _mask(config, batch, key)
-        return _metrics(_forward(config, state.params, state, batch, None), masked_frames)
+        statistics = _forward(config, state.params, state, batch, None)
+        return loss.metrics(statistics, masked_frames) | {"masked_frames": masked_frames}
 
     return eval_step
 
 
 def _mask(config: StepConfig, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
-    """The batch with its `mask`, given or drawn, and the number of masked frames."""
+    """The batch with its `mask`, given or drawn, `lots`, and the number of masked frames."""
     framing = config.model.framing
     rows, samples = batch["waveforms"].shape
     lengths = framing.num_frames(batch.get("lengths", jnp.full(rows, samples)))
@@ -174,7 +168,8 @@ def _mask(config: StepConfig, batch: Batch, key: jax.Array) -> tuple[Batch, jax.
     if mask is None:
         mask = masking.sample_spans(key, frames, lengths, config.masking)
     mask = mask & (jnp.arange(frames) < lengths[:, None])
-    return batch | {"mask": mask}, mask.sum().astype(jnp.float32)
+    lots = codebook.draw_lots(jax.random.fold_in(key, 2), mask)
+    return batch | {"mask": mask, "lots": lots}, mask.sum().astype(jnp.float32)
 
 
 def _accumulate(function: Callable[[Batch], Any], batch: Batch, parts: int) -> Any:
@@ -193,74 +188,20 @@ def _accumulate(function: Callable[[Batch], Any], batch: Batch, parts: int) -> A
 
 def _forward(
     config: StepConfig, params: model.Params, state: TrainState, rows: Batch, noise: Noise | None
-) -> Sums:
-    """Student, teacher and assignment for some rows."""
+) -> StepStatistics:
+    """Student, teacher, assignment and loss for some rows."""
     nets = model.build(config.model, config.dtype, config.remat)
     waveforms, mask = _standardise(rows), rows["mask"]
     feats, frame_mask = model.extract(nets, params, waveforms, rows.get("lengths"))  # [B, T, D]
     x = model.mask_feats(nets, params, feats, mask, noise)
     outputs = model.encode(nets, params["student"], x, frame_mask, noise)
-    with jax.named_scope("teacher"):
-        _, taught = model.encode(nets, state.teacher, jax.lax.stop_gradient(feats), frame_mask)
-    return compare(config, params, state.codebooks, outputs, taught, mask, frame_mask)
-
-
-def compare(
-    config: StepConfig,
-    params: model.Params,
-    codebooks: CodebookState,
-    outputs: tuple[jax.Array, list[jax.Array]],
-    taught: list[jax.Array],
-    mask: jax.Array,
-    frame_mask: jax.Array | None = None,
-) -> Sums:
-    """From what the two encoders give to what loss, metrics and the codebooks' update need.
-
-    Args:
-        config: what to compute.
-        params: the student side's, of which this uses the heads.
-        codebooks: before the step.
-        outputs: from `model.encode` for the student.
-        taught: each layer's representation [B, T, D] for the teacher.
-        mask: bool [B, T], the frames that count.
-        frame_mask: bool [B, T], true at valid frames; None if all are.
-    """
-    nets = model.build(config.model, config.dtype)
     logits = model.predict(nets, params, *outputs)  # [K, B, T, V]
-    log_probs = _frames(jax.nn.log_softmax(logits))  # [K, N, V]
-
-    targets = _targets(taught[-config.model.num_codebooks :], frame_mask)  # [K, N, D]
-    codes = codebook.assign(codebooks, targets)  # [K, N]
-    counted = mask.reshape(-1, 1).astype(jnp.float32)  # [N, 1]
-    assignments = jax.nn.one_hot(codes, config.model.codebook_size) * counted  # [K, N, V]
-    return Sums(
-        loss.masked_cross_entropy(log_probs, assignments),
-        (jnp.exp(log_probs) * counted).sum(axis=1),
-        codebook.totals(targets, assignments),
-    )
-
-
-def _metrics(sums: Sums, masked_frames: jax.Array) -> Metrics:
-    usage = jnp.asarray(sums.assigned.counts)  # [K, V]
-    metrics = {
-        "loss": sums.loss / masked_frames,
-        "target_ppl": loss.perplexity(usage / masked_frames),
-        "pred_ppl": loss.perplexity(sums.predictions / masked_frames),
-        "active_codes": (usage > 0).sum(axis=1).astype(jnp.float32),
-    }
-    per_codebook = {f"{name}_per_codebook": values for name, values in metrics.items()}
-    means = {name: values.mean() for name, values in metrics.items()}
-    return per_codebook | means | {"masked_frames": masked_frames}
-
-
-def _targets(taught: list[jax.Array], frame_mask: jax.Array | None) -> jax.Array:
-    """The teacher's layer outputs for the K codebooks, standardised, float32 [K, N, D]."""
-    return _frames(jnp.stack([instance_norm(r, frame_mask) for r in taught]))
-
-
-def _frames(x: jax.Array) -> jax.Array:
-    """[K, B, T, D or V] -> [K, N, D or V]."""
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+    with jax.named_scope("teacher"):
+        _, layers = model.encode(nets, state.teacher, jax.lax.stop_gradient(feats), frame_mask)
+    teacher_layers = layers[-config.model.num_codebooks :]
+    targets = loss.make_targets(teacher_layers, frame_mask)  # [K, N, D]
+    assignments = codebook.assign(config.codebook, state.codebooks, targets, mask.ravel())
+    return loss.loss_and_statistics(config.loss, logits, targets, assignments, mask, rows["lots"])
 
 
 def _standardise(batch: Batch) -> jax.Array:

@@ -4,7 +4,7 @@ B batch, S samples, T frames, D model width, K codebooks, V codes per codebook.
 Source: SpidR (arXiv 2512.20308), DinoSR (arXiv 2305.10005).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from spidr_jax.model.noise import Noise
 from spidr_jax.ops.dropout import dropout
 
 Params = dict[str, Any]
+FROZEN_MODULES = ("feature_extractor", "feature_projection")  # in the second phase
 
 
 class Networks(NamedTuple):
@@ -65,6 +66,25 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     }
     params = {name: each["params"] for name, each in drawn.items() if each}
     return params | {"mask_embedding": jax.random.uniform(keys[4], x.shape[-1:])}
+
+
+def trained(config: ModelConfig, frozen: bool) -> Callable[[tuple[str, ...]], bool]:
+    """Make the test, by its path in `init_params`, of whether a parameter trains.
+
+    SpidR's student does not use the last layer's second norm, or in pre-norm the encoder's.
+
+    Args:
+        config: the architecture.
+        frozen: whether front end and projection are frozen.
+    """
+    last = f"layers_{config.encoder_num_layers - 1}"
+    unused = ("layer_norm",) if config.encoder_layer_norm_first else (last, "final_layer_norm")
+    left_out = ("student", *unused) if config.model_type == "spidr" else None
+
+    def trains(path: tuple[str, ...]) -> bool:
+        return path[:-1] != left_out and not (frozen and path[0] in FROZEN_MODULES)
+
+    return trains
 
 
 def extract(

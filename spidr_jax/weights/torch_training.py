@@ -16,6 +16,7 @@ import optax
 from spidr_jax.method import optim
 from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.step import TrainState
+from spidr_jax.model import model
 from spidr_jax.weights import torch_names
 from spidr_jax.weights.torch_files import TorchFile
 
@@ -37,18 +38,18 @@ def train_state(file: TorchFile) -> TrainState:
     """
     params, teacher, codebooks = torch_names.from_torch(file.state)
     moments, frozen = _moments(file)
-    rest = optim.split(params, file.config, frozen)[1]
+    rest = optim.split(params, model.trained(file.config, frozen))[1]
     mu, nu = (_tree(file, moments, name, frozen) for name in ("exp_avg", "exp_avg_sq"))
     _check_complete(file, moments, rest)
     steps = [int(entry["step"]) for entry in moments.values()]
-    adam = optax.ScaleByAdamState(np.asarray(max(steps, default=0), np.int32), mu, nu)
-    clip, _, decay = optim.make_optimizer(OptimizerConfig()).init({})
+    count = np.asarray(max(steps, default=0), np.int32)
+    adamw = optim.make_optimizer(OptimizerConfig()).init({})
     step = int(np.asarray(file.training.get("step", file.step)).reshape(-1)[0])
     return TrainState(
         step=jnp.asarray(step, jnp.int32),
         skipped=jnp.asarray(0, jnp.int32),
         params=params,
-        opt_state=(clip, adam, decay),
+        opt_state=optax.tree.set(adamw, count=count, mu=mu, nu=nu),
         teacher=teacher,
         codebooks=codebooks,
     )
@@ -58,7 +59,7 @@ def _moments(file: TorchFile) -> tuple[Moments, bool]:
     """AdamW's state by the parameter's name, and whether extractor and projection are frozen."""
     optimizer = file.training["optimizer"]
     groups = [group["params"] for group in optimizer["param_groups"]]
-    late = [n for n in _student(file) if n.startswith(tuple(f"{m}." for m in optim.FROZEN_MODULES))]
+    late = [n for n in _student(file) if n.startswith(tuple(f"{m}." for m in model.FROZEN_MODULES))]
     early = [n for n in _student(file) if n not in late]
     names = [early, late][: len(groups)]
     if [len(group) for group in groups] != [len(group) for group in names]:
@@ -84,7 +85,8 @@ def _tree(file: TorchFile, moments: Moments, key: str, frozen: bool) -> dict[str
         name: np.asarray(moments[name][key]) if name in moments else np.zeros_like(value)
         for name, value in file.state.items()
     }
-    return optim.split(torch_names.student_from_torch(state), file.config, frozen)[0]
+    trains = model.trained(file.config, frozen)
+    return optim.split(torch_names.student_from_torch(state), trains)[0]
 
 
 def _check_complete(file: TorchFile, moments: Moments, rest: dict[str, Any]) -> None:

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from spidr_jax.method import codebook
-from spidr_jax.method.codebook import CodebookState
+from spidr_jax.method.codebook import CodebookConfig, CodebookState, CodeStatistics
+
+CONFIG, KEY = CodebookConfig(), jax.random.key(0)
 
 
 def test_fresh_codes_are_standardised_over_the_codes_and_counts_are_one() -> None:
@@ -22,9 +25,9 @@ def test_a_frame_gets_the_code_that_is_nearest_after_division_by_its_count() -> 
     sums = jnp.array([[[4.0, 0.0], [0.0, 3.0]]])
     counts = jnp.array([[4.0, 1.0]])  # codes (1, 0) and (0, 3)
     targets = jnp.array([[[0.9, 0.1], [0.0, 2.0], [3.5, 0.0], [0.0, 1.0]]])
-    codes = codebook.assign(CodebookState(sums, counts), targets)
-    np.testing.assert_array_equal(codes, [[0, 1, 0, 0]])
-    assert codes.dtype == jnp.int32
+    mask = jnp.array([True, True, True, False])
+    found = codebook.assign(CONFIG, CodebookState(sums, counts), targets, mask)
+    np.testing.assert_array_equal(found, [[[1, 0], [0, 1], [1, 0], [0, 0]]])
 
 
 def test_assignment_minimises_the_euclidean_distance_in_each_codebook() -> None:
@@ -34,7 +37,8 @@ def test_assignment_minimises_the_euclidean_distance_in_each_codebook() -> None:
     codes = np.asarray(state.sums / state.counts[..., None], np.float64)
     difference = np.asarray(targets, np.float64)[:, :, None] - codes[:, None]
     nearest = np.square(difference).sum(axis=-1).argmin(axis=-1)
-    np.testing.assert_array_equal(codebook.assign(state, targets), nearest)
+    found = codebook.assign(CONFIG, state, targets, jnp.ones(200, bool))
+    np.testing.assert_array_equal(found, np.eye(50)[nearest])
 
 
 def test_used_codes_decay_towards_their_frames_and_unused_ones_stay() -> None:
@@ -42,18 +46,43 @@ def test_used_codes_decay_towards_their_frames_and_unused_ones_stay() -> None:
     targets = jnp.array([[[10.0, 20.0], [30.0, 40.0], [7.0, 7.0], [99.0, 99.0]]])
     # two frames of code 0, one of code 2, and one that does not count
     assignments = jnp.array([[[1.0, 0, 0], [1.0, 0, 0], [0, 0, 1.0], [0, 0, 0]]])
-    totals = codebook.totals(targets, assignments)
-    np.testing.assert_allclose(totals.sums[0], [[40.0, 60.0], [0, 0], [7.0, 7.0]])
-    sums, counts = codebook.update(state, totals, 0.9)
+    batch = codebook.statistics(targets, assignments, jnp.array([3, 1, 0, 7]))
+    np.testing.assert_allclose(batch.sums[0], [[40.0, 60.0], [0, 0], [7.0, 7.0]])
+    np.testing.assert_array_equal(batch.counts[0], [2, 0, 1])
+    np.testing.assert_array_equal(batch.candidates[0], [[7, 7], [30, 40], [0, 0]])
+    sums, counts = codebook.update(CONFIG, state, batch, KEY)
     np.testing.assert_allclose(sums[0], [[4.9, 7.8], [3.0, 4.0], [5.2, 6.1]], rtol=1e-6)
     np.testing.assert_allclose(counts[0], [1.1, 1.0, 1.0], rtol=1e-6)
 
 
 def test_a_decay_of_one_or_more_means_no_update() -> None:
-    state = codebook.init(jax.random.key(0), 1, 3, 2)
+    state = codebook.init(KEY, 1, 3, 2)
+    batch = CodeStatistics(jnp.ones((1, 3, 2)), jnp.ones((1, 3)), jnp.ones((1, 3, 2)))
     for decay in (1.0, 1.5):
-        updated = codebook.update(
-            state, CodebookState(jnp.ones((1, 3, 2)), jnp.ones((1, 3))), decay
-        )
+        updated = codebook.update(CodebookConfig(decay=decay), state, batch, KEY)
         np.testing.assert_array_equal(updated.sums, state.sums)
         np.testing.assert_array_equal(updated.counts, state.counts)
+
+
+def test_lots_number_the_masked_frames_first_in_random_order() -> None:
+    mask = jax.random.bernoulli(KEY, 0.5, (3, 40))
+    lots = np.array(codebook.draw_lots(jax.random.key(1), mask))
+    masked = np.asarray(mask)
+    assert sorted(lots[masked]) == list(range(masked.sum()))
+    assert sorted(lots.ravel()) == list(range(mask.size))
+    assert list(lots[masked]) != sorted(lots[masked])
+    assert (lots != codebook.draw_lots(jax.random.key(2), mask)).any()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("decay", -0.1),
+        ("decay", float("nan")),
+        ("assignment", "furthest"),
+        ("update", "never"),
+    ],
+)
+def test_a_bad_value_is_refused_by_the_fields_name(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field} = .*allowed is"):
+        CodebookConfig(**{field: value})

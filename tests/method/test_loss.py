@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from spidr_jax.method import loss
+from spidr_jax.method.loss import LossConfig
 
 
 def test_cross_entropy_sums_over_the_frames_that_count_per_codebook() -> None:
@@ -13,9 +14,13 @@ def test_cross_entropy_sums_over_the_frames_that_count_per_codebook() -> None:
     )
     assignments = jnp.array([[[1.0, 0], [1.0, 0], [0, 0]], [[0, 1.0], [1.0, 0], [0, 0]]])
     expected = [-(np.log(0.5) + np.log(0.25)), -(np.log(0.8) + np.log(0.4))]
-    np.testing.assert_allclose(
-        loss.masked_cross_entropy(log_probs, assignments), expected, rtol=1e-6
-    )
+    found = loss.LOSSES["cross_entropy"](LossConfig(), log_probs, assignments)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_an_unknown_loss_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(ValueError, match=r"name = 'hinge': allowed is cross_entropy"):
+        LossConfig(name="hinge")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import pytest
 
 from spidr_jax.method import masking, optim
 from spidr_jax.method import step as train_step
-from spidr_jax.method.codebook import CodebookState
+from spidr_jax.method.codebook import CodebookConfig, CodebookState
 from spidr_jax.method.masking import MaskingConfig
 from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.step import StepConfig, TrainState
+from spidr_jax.model import model as networks
 from spidr_jax.model.config import ModelConfig
 
 MODEL = ModelConfig(
@@ -234,9 +235,9 @@ def test_the_frozen_program_leaves_extractor_and_projection_and_has_no_moments_f
 ) -> None:
     batch = make_batch()
     state, _ = step(state, batch, KEY)
-    state = state._replace(opt_state=optim.freeze(state.opt_state, MODEL))
+    state = train_step.freeze(CONFIG, state)
     after, metrics = compiled(CONFIG, frozen=True)(state, batch, KEY)
-    for name in optim.FROZEN_MODULES:
+    for name in networks.FROZEN_MODULES:
         assert same(after.params[name], state.params[name])
         assert not jax.tree.leaves(after.opt_state[1].mu[name])
     assert not same(after.params["student"], state.params["student"])
@@ -344,13 +345,13 @@ LENGTHS = (500, 321)
 def test_a_padded_batch_counts_as_its_utterances_alone(state: TrainState, mode: str) -> None:
     """Loss, targets (through the codebooks' sums) and counts of a batch are those of its rows."""
     model = dataclasses.replace(NO_DROPOUT.model, extractor_mode=mode)
-    config = dataclasses.replace(NO_DROPOUT, model=model, codebook_decay=0.0)
+    config = dataclasses.replace(NO_DROPOUT, model=model, codebook=CodebookConfig(decay=0.0))
     params = state.params
     if mode == "group_norm":  # no norm but the first convolution's
         first, second = (params["feature_extractor"][f"conv_layers_{i}"] for i in range(2))
         extractor = {"conv_layers_0": first, "conv_layers_1": {"conv": second["conv"]}}
         params = params | {"feature_extractor": extractor}
-    trained, _ = optim.split(params, model, frozen=False)
+    trained, _ = optim.split(params, networks.trained(model, frozen=False))
     # with decay 0 a used code holds its frames' sum and number, and half marks an unused one
     codebooks = CodebookState(state.codebooks.sums / 2, jnp.full((2, 8), 0.5))
     moments = optim.make_optimizer(config.optimizer).init(trained)
@@ -401,7 +402,7 @@ def test_drawn_masks_are_sample_spans_of_the_valid_frames_with_the_steps_key(
 def test_a_state_that_starts_frozen_has_no_moments_for_extractor_and_projection() -> None:
     config = dataclasses.replace(CONFIG, freeze_step=0)
     made = jax.eval_shape(lambda key: train_step.init_state(config, key), jax.random.key(0))
-    for name in optim.FROZEN_MODULES:
+    for name in networks.FROZEN_MODULES:
         assert not jax.tree.leaves(made.opt_state[1].mu[name])
 
 

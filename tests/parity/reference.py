@@ -11,9 +11,11 @@ import pytest
 from spidr_jax import convert
 from spidr_jax.method import optim
 from spidr_jax.method import step as train_step
+from spidr_jax.method.codebook import CodebookConfig
 from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.step import StepConfig, TrainState
 from spidr_jax.method.teacher import TeacherConfig
+from spidr_jax.model import model as networks
 from spidr_jax.model.config import ModelConfig
 
 torch = pytest.importorskip("torch")
@@ -91,7 +93,7 @@ def make_pair(
         model=ModelConfig(model_type=kind, **fields),
         optimizer=optimizer,
         teacher=teacher,
-        codebook_decay=codebook_decay,
+        codebook=CodebookConfig(decay=codebook_decay),
         freeze_step=freeze_step,
         dtype=jnp.float32,
     )
@@ -107,7 +109,7 @@ def tensors(model: Any) -> dict[str, np.ndarray]:
 def port_state(model: Any, config: StepConfig) -> TrainState:
     """Our state before the first step, with the reference's weights, teacher and codebooks."""
     params, teacher, codebooks = jax.tree.map(jnp.asarray, convert.from_torch(tensors(model)))
-    trained, _ = optim.split(params, config.model, frozen=config.freeze_step <= 0)
+    trained, _ = optim.split(params, networks.trained(config.model, config.freeze_step <= 0))
     moments = optim.make_optimizer(config.optimizer).init(trained)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, zero, params, moments, teacher, codebooks)
@@ -131,6 +133,7 @@ def draw_batches(config: ModelConfig, number: int, rows: int, samples: int) -> l
 def make_optimizer(pair: Pair) -> tuple[Any, Any, Any]:
     """The reference's optimizer, scaler and scheduler for its model."""
     shared = dataclasses.asdict(pair.config.optimizer)
+    del shared["name"]
     return build_optimizer(pair.model, ReferenceOptimizerConfig(**shared, dtype="float32"))
 
 
@@ -192,7 +195,7 @@ def train_ours(
         arrays = {name: jnp.asarray(batch[name]) for name in ("waveforms", "mask")}
         state, metrics = step_fn(state, arrays, jax.random.key(0))
         if step == pair.config.freeze_step:
-            state = state._replace(opt_state=optim.freeze(state.opt_state, pair.config.model))
+            state = train_step.freeze(pair.config, state)
             step_fn = jax.jit(train_step.make_train_step(pair.config, frozen=True))
         states.append(state)
         history.append({name: value.item() for name, value in metrics.items() if value.ndim == 0})

@@ -47,7 +47,7 @@ def write_config(folder: Path, pair: reference.Pair) -> None:
             "final_decay": pair.config.teacher.final_decay,
             "final_step": pair.config.teacher.final_step,
         },
-        "codebook": {"decay": pair.config.codebook_decay},
+        "codebook": {"decay": pair.config.codebook.decay},
         "freeze_step": pair.config.freeze_step,
     }
     content = to_reference(pair.config.model, run)
@@ -107,7 +107,6 @@ def save_run(pair: reference.Pair, made: tuple[Any, Any, Any], folder: Path, ste
 
 def continued(run: Path, pair: reference.Pair) -> TrainState:
     """The state that the training code restores of an imported run."""
-    from spidr_jax.method import optim
     from spidr_jax.method import step as train_step
     from spidr_jax.train.checkpoint import Checkpoints
 
@@ -116,7 +115,7 @@ def continued(run: Path, pair: reference.Pair) -> TrainState:
     step = checkpoints.latest()
     assert step is not None
     if step >= pair.config.freeze_step:
-        target = target._replace(opt_state=optim.freeze(target.opt_state, pair.config.model))
+        target = train_step.freeze(pair.config, target)
     placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -34,6 +34,7 @@ def reference_rates(config: OptimizerConfig, steps: int) -> list[float]:
     """Rates of the updates with 0 .. steps - 1 finished steps before them."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
     fields = dataclasses.asdict(config)
+    del fields["name"]
     scheduler = build_scheduler(optimizer, ReferenceOptimizerConfig(**fields))
     rates = []
     for _ in range(steps):
