@@ -13,6 +13,7 @@ from spidr_jax.data.plan import Plan, make_plan
 from spidr_jax.data.planned_audio import PlannedAudio, probe
 from spidr_jax.data.sources import open_sources
 from spidr_jax.data.validation_sets import open_sets as open_validation
+from spidr_jax.eval.metrics import Key, key_text
 from spidr_jax.inference import evaluation
 from spidr_jax.inference.datasets import open_sets
 from spidr_jax.method import step
@@ -246,8 +247,9 @@ class Pretraining(Task):
             if not name.endswith("_per_codebook"):
                 flat[name] = np.asarray(value).item()
                 continue
-            short, layers = name.removesuffix("_per_codebook"), self.config.model.codebook_layers
-            flat |= {f"{short}/{k}": v.item() for k, v in zip(layers, value, strict=True)}
+            short = name.removesuffix("_per_codebook")
+            for layer, of_layer in zip(self.config.model.codebook_layers, value, strict=True):
+                flat[key_text(Key("", layer, short))] = of_layer.item()
         return flat
 
     def amount(self, batch: dict[str, Any]) -> float:
@@ -272,7 +274,8 @@ class Pretraining(Task):
     def watch(self, step: int, metrics: Mapping[str, Any]) -> None:
         """See `Task.watch`: codebooks that collapse."""
         layers = self.config.model.codebook_layers
-        self._collapse.check(step, {k: metrics[f"target_ppl/{k}"] for k in layers})
+        names = {layer: key_text(Key("", layer, "target_ppl")) for layer in layers}
+        self._collapse.check(step, {layer: metrics[name] for layer, name in names.items()})
 
 
 def check_manifest(config: Config) -> None:

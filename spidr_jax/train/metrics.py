@@ -3,11 +3,9 @@
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from spidr_jax.eval.metrics import Key, key_text
 
 _log = logging.getLogger(__name__)
 
@@ -81,16 +79,3 @@ def _parse(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
-
-
-def flatten(values: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """A step's host metrics as a line holds them: `loss_per_codebook` becomes `loss/5`, ..."""
-    flat = {}
-    for name, value in values.items():
-        if not name.endswith("_per_codebook"):
-            flat[name] = value.item() if hasattr(value, "item") else value
-            continue
-        short = name.removesuffix("_per_codebook")
-        for layer, of_layer in zip(layers, value, strict=True):
-            flat[key_text(Key("", layer, short))] = of_layer.item()
-    return flat
