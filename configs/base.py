@@ -7,12 +7,12 @@ their number (a smaller batch than the published one). The published run took 15
 the PyTorch reference; its layer-6 codebooks reach ABX 2.99 % within, 3.33 % across speakers.
 
 The recipe is the defaults of the config's fields. What each field means stands beside it, in
-`spidr_jax/pretraining.py`, `train/config.py` (any run), `model/config.py` and `method/`.
+`spidr_jax/method/config.py`, `train/config.py` (any run), `model/config.py` and `method/`.
 """
 
 from ml_collections import ConfigDict
 
-from spidr_jax.pretraining import Config
+from spidr_jax.method.config import Config
 from spidr_jax.train.config import defaults
 
 

@@ -1,6 +1,7 @@
 """python -m spidr_jax.main --config=configs/base.py [--config.FIELD=VALUE ...]: train a model."""
 
-from spidr_jax.pretraining import Config, Pretraining
+from spidr_jax.method.config import Config
+from spidr_jax.pretraining import Pretraining
 from spidr_jax.report import draw
 from spidr_jax.toy import make_corpus
 from spidr_jax.train import command, distributed

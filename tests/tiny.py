@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 from spidr_jax.data.corpus import open_manifest
 from spidr_jax.eval.items import COLUMNS
 from spidr_jax.method import step as train_step
+from spidr_jax.method.config import Config
 from spidr_jax.method.step import StepConfig
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.pretraining import Config, Pretraining
+from spidr_jax.pretraining import Pretraining
 from spidr_jax.train import loop
 from spidr_jax.train.checkpoint import Checkpoints
 from spidr_jax.train.config import build

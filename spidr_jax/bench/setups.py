@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from spidr_jax.method.config import Config
 from spidr_jax.method.step import StepConfig
-from spidr_jax.pretraining import Config
 from spidr_jax.train import config as config_lib
 from spidr_jax.train import config_file
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from spidr_jax.eval.metrics import Key, key_text
 from spidr_jax.inference.datasets import parse_sets
-from spidr_jax.pretraining import Config, check_manifest
+from spidr_jax.method.config import Config
+from spidr_jax.pretraining import check_manifest
 from spidr_jax.train import config as config_lib
 from spidr_jax.train import config_file
 

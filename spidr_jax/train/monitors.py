@@ -1,14 +1,9 @@
-"""What goes wrong with a run without an error: updates not finite, codebooks that collapse.
+"""Updates that were not finite, which go wrong without an error."""
 
-V codes per codebook.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from spidr_jax.train import distributed
-
-_COLLAPSED = 0.1  # of V codes in use; healthy: 0.4 from the start in the published run (spec 7)
 
 
 class NotFiniteError(RuntimeError):
@@ -65,23 +60,3 @@ class SkippedUpdates:
                 "finite (config.max_skipped): a lower optimizer.lr, or the batches named above, "
                 "may be the reason; what was learnt before them is saved"
             )
-
-
-class Collapse:
-    """Warns of codebooks whose teacher agrees on a few codes, once each time that they fall."""
-
-    def __init__(self, codebook_size: int) -> None:
-        """Codebooks of V = `codebook_size` codes."""
-        self._least = max(2.0, _COLLAPSED * codebook_size)
-        self._size = codebook_size
-        self._fallen: set[int] = set()
-
-    def check(self, step: int, target_ppl: Mapping[int, float]) -> None:
-        """Warn if the target perplexity of a layer's codebook, by layer, is far too low."""
-        fallen = {layer for layer, value in target_ppl.items() if value < self._least}
-        for layer in sorted(fallen - self._fallen):
-            distributed.print0(
-                f"warning: step {step}: the codebook of layer {layer} collapses: target perplexity "
-                f"{target_ppl[layer]:.1f} of {self._size} (README: Is it learning?)"
-            )
-        self._fallen = fallen

@@ -75,7 +75,8 @@ FOR_FOUR_GPUS = """
 from spidr_jax.bench import targets
 machine = targets.find("h100", number=4)  # before JAX is used
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.pretraining import Config, Pretraining
+from spidr_jax.method.config import Config
+from spidr_jax.pretraining import Pretraining
 
 task = Pretraining(Config(model=ModelConfig(encoder_num_layers=2, num_codebooks=2)))
 program = targets.compile_step(machine, task, 8, 235_600, frozen=False).as_text()

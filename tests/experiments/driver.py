@@ -14,7 +14,7 @@ import tiny
 import spidr_jax
 from spidr_jax import evaluate, extract, main
 from spidr_jax.data.corpus import open_manifest
-from spidr_jax.pretraining import Config
+from spidr_jax.method.config import Config
 from spidr_jax.train import command, config_file
 from spidr_jax.train.config import build
 from spidr_jax.weights import orbax

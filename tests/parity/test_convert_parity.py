@@ -320,7 +320,7 @@ def test_safetensors_hold_the_same(tmp_path: Path) -> None:
 def test_the_training_command_goes_on_with_a_pytorch_run(tmp_path: Path) -> None:
     import tiny
 
-    from spidr_jax.pretraining import Config
+    from spidr_jax.method.config import Config
     from spidr_jax.train import loop as train
     from spidr_jax.train.config import build
 

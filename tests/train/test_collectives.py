@@ -44,8 +44,9 @@ def exchanged(fsdp: bool) -> dict[str, int]:
     import jax
 
     from spidr_jax.bench import targets
+    from spidr_jax.method.config import Config
     from spidr_jax.model.config import ModelConfig
-    from spidr_jax.pretraining import Config, Pretraining
+    from spidr_jax.pretraining import Pretraining
 
     task = Pretraining(Config(model=ModelConfig(**MODEL), precision="float32"))
     machine = targets.Machine(tuple(jax.devices()))

@@ -13,9 +13,10 @@ import tiny
 from ml_collections import ConfigDict
 
 from spidr_jax.method.codebook import CodebookConfig
+from spidr_jax.method.config import Config
 from spidr_jax.method.step import StepConfig
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.pretraining import Config, check_manifest
+from spidr_jax.pretraining import check_manifest
 from spidr_jax.train.config import build, changes, to_json
 
 

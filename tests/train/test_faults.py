@@ -18,6 +18,7 @@ import tiny
 from ml_collections import ConfigDict
 from test_logs import shown
 
+from spidr_jax.pretraining import Collapse
 from spidr_jax.train import loop as train
 from spidr_jax.train import metrics, sharding
 from spidr_jax.train import monitors as health
@@ -113,7 +114,7 @@ def test_many_in_a_row_stop_the_run_with_the_last_good_state_saved(
 
 
 def test_a_codebook_is_warned_of_once_each_time_that_it_collapses(capsys: Any) -> None:
-    collapse = health.Collapse(codebook_size=256)
+    collapse = Collapse(codebook_size=256)
     for step, perplexity in ((1, 25.0), (2, 3.0), (3, 100.0), (4, 25.0)):
         collapse.check(step, {4: 90.0, 5: perplexity})
     assert [line.split(" (")[0] for line in capsys.readouterr().out.splitlines()] == [

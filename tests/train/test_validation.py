@@ -22,9 +22,10 @@ from spidr_jax.data import pipeline
 from spidr_jax.data.planned_audio import PlannedAudio
 from spidr_jax.data.sources import open_sources
 from spidr_jax.data.validation_sets import ValidationSet, describe, open_sets, plan_batches
+from spidr_jax.method.config import Config
 from spidr_jax.method.step import TrainState
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.pretraining import Config, Pretraining
+from spidr_jax.pretraining import Pretraining
 from spidr_jax.train import loop as train
 from spidr_jax.train import metrics, placement, validation
 from spidr_jax.train.config import build
