@@ -20,7 +20,7 @@ from test_logs import shown
 
 from spidr_jax.pretraining import Collapse
 from spidr_jax.train import loop as train
-from spidr_jax.train import metrics, sharding
+from spidr_jax.train import metrics, placement
 from spidr_jax.train import monitors as health
 from spidr_jax.train.checkpoint import Checkpoints
 from spidr_jax.weights import orbax as orbax_files
@@ -50,14 +50,14 @@ def assert_same(first: Any, second: Any) -> None:
 
 def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """Make the batches of these steps, from 1, not finite."""
-    put, count = sharding.put_batch, iter(range(1, 1000))
+    put, count = placement.put_batch, iter(range(1, 1000))
 
     def put_batch(batch: dict[str, np.ndarray], mesh: Any) -> dict[str, Any]:
         if next(count) in steps:
             batch = batch | {"mean": np.full_like(batch["mean"], np.nan)}
         return put(batch, mesh)
 
-    monkeypatch.setattr(sharding, "put_batch", put_batch)
+    monkeypatch.setattr(placement, "put_batch", put_batch)
 
 
 def test_a_batch_that_is_not_finite_changes_nothing_and_is_named(
