@@ -32,3 +32,15 @@ def test_a_folder_imports_only_folders_below_it() -> None:
         for file in [PACKAGE / f"{layer}.py", *(PACKAGE / layer).rglob("*.py")]:
             wrong = set(imports(file)) - set(LAYERS[: height + 1]) if file.exists() else set()
             assert not wrong, f"{file.relative_to(PACKAGE)} imports {', '.join(sorted(wrong))}"
+
+
+def test_nothing_of_the_package_is_imported_by_a_string() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            name = getattr(node, "func", None)
+            called = getattr(name, "attr", getattr(name, "id", ""))
+            if called in ("import_module", "__import__"):
+                argument = node.args[0]  # type: ignore[attr-defined]
+                text = ast.unparse(argument)
+                wrong = isinstance(argument, ast.JoinedStr) or "spidr_jax" in text
+                assert not wrong, f"{file.relative_to(PACKAGE)}:{argument.lineno} imports {text}"

@@ -132,7 +132,7 @@ def _described(mesh: Mesh) -> Iterator[None]:
     """Compile for a mesh of devices that are not there; Pallas asks the mesh which they are."""
     with (
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
-        platform.made_for(mesh.devices.flat[0].platform),
+        platform.target_platform(mesh.devices.flat[0].platform),
     ):
         yield
 

@@ -10,11 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from spidr_jax.model.config import Framing, ModelConfig
 from spidr_jax.model.norm import LayerNorm
-from spidr_jax.ops.first_layer import first_layer, own_kernel
+from spidr_jax.ops.conv import conv, conv_norm_gelu
 from spidr_jax.ops.norms import gelu, instance_norm, uniform_init
 
 
@@ -24,22 +23,6 @@ def conv_framing(layers: tuple[tuple[int, int, int], ...]) -> Framing:
     for _, kernel, stride in reversed(layers):
         field = (field - 1) * stride + kernel
     return Framing(math.prod(stride for _, _, stride in layers), field)
-
-
-def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolve [B, S, C] with a kernel [K, C, D], without padding: [B, (S - K) // stride + 1, D].
-
-    Where the stride divides K it is a product of matrices, which is faster than a convolution.
-    """
-    width, channels, features = kernel.shape
-    if width % stride:
-        layout = ("NWC", "WIO", "NWC")
-        return lax.conv_general_dilated(x, kernel, (stride,), "VALID", dimension_numbers=layout)
-    frames, steps = (x.shape[1] - width) // stride + 1, width // stride
-    x = x[:, : (frames + steps - 1) * stride]
-    x = x.reshape(x.shape[0], frames + steps - 1, stride * channels)
-    x = jnp.concatenate([x[:, i : i + frames] for i in range(steps)], axis=-1)
-    return x @ kernel.reshape(width * channels, features)
 
 
 class Conv(nn.Module):
@@ -63,9 +46,7 @@ class Conv(nn.Module):
         return kernel, self.param("bias", init, (self.channels,))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel, bias = self.weights(x.shape[-1])
-        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
-        return x if bias is None else x + bias.astype(self.dtype)
+        return conv(x, *self.weights(x.shape[-1]), self.stride, self.dtype)
 
 
 class InstanceNorm(nn.Module):
@@ -81,10 +62,7 @@ class InstanceNorm(nn.Module):
 
 
 class ConvLayerBlock(nn.Module):
-    """Convolution without padding, the norm that the mode asks for, GELU.
-
-    The first layer, of waveforms [B, S, 1], is one kernel where it can be.
-    """
+    """Convolution without padding, the norm that the mode asks for, GELU."""
 
     channels: int
     kernel: int
@@ -92,20 +70,16 @@ class ConvLayerBlock(nn.Module):
     norm: str  # "layer_norm", "group_norm" or "none"
     use_bias: bool
     dtype: Any
-    first: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, frame_mask: jax.Array | None) -> jax.Array:
         size = self.channels, self.kernel, self.stride
-        conv = Conv(*size, self.use_bias, self.dtype, name="conv")
+        convolution = Conv(*size, self.use_bias, self.dtype, name="conv")
         if self.norm == "layer_norm":
-            norm = LayerNorm(gelu=True, name="layer_norm")
-            alone = self.first and not self.use_bias
-            if alone and own_kernel(self.kernel, self.channels, self.dtype):
-                kernel, vectors = conv.weights(1)[0][:, 0], norm.weights(self.channels)
-                return first_layer(x[..., 0], kernel, *vectors, self.stride, self.dtype)
-            return norm(conv(x))
-        x = conv(x)
+            weights = convolution.weights(x.shape[-1])
+            affine = LayerNorm(name="layer_norm").weights(self.channels)
+            return conv_norm_gelu(x, *weights, *affine, self.stride, self.dtype)
+        x = convolution(x)
         if self.norm == "group_norm":
             x = InstanceNorm(self.dtype, name="layer_norm")(x, frame_mask)
         return gelu(x)
@@ -153,7 +127,6 @@ class FeatureExtractor(Frontend):
                 norm,
                 self.config.extractor_conv_bias,
                 self.dtype,
-                i == 0,
                 name=f"conv_layers_{i}",
             )
             x = block(x, frame_mask)

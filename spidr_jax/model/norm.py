@@ -3,13 +3,11 @@
 import jax
 from flax import linen as nn
 
-from spidr_jax.ops.norms import add_layer_norm, layer_norm, layer_norm_gelu
+from spidr_jax.ops.norms import add_layer_norm, layer_norm
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm of x [B, ..., D] or of residual + dropout(x); `gelu` puts GELU after it."""
-
-    gelu: bool = False
+    """LayerNorm of x [B, ..., D] or of residual + dropout(x)."""
 
     @nn.compact
     def weights(self, width: int) -> tuple[jax.Array, jax.Array]:
@@ -29,4 +27,4 @@ class LayerNorm(nn.Module):
         scale, bias = self.weights(x.shape[-1])
         if residual is not None:
             return add_layer_norm(residual, x, scale, bias, seeds, rate)
-        return (layer_norm_gelu if self.gelu else layer_norm)(x, scale, bias)
+        return layer_norm(x, scale, bias)

@@ -3,15 +3,14 @@
 B batch, T frames, H heads, d width of a head.
 """
 
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from spidr_jax.ops import dispatch as own_kernels
-from spidr_jax.ops import platform as backend
-from spidr_jax.ops.dropout import anew, drop, keep_weights, zero
+from spidr_jax.ops.dispatch import select_kernel
+from spidr_jax.ops.dropout import apply_dropout, apply_mask, attention_keep_mask, recompute
 
 
 def attention(
@@ -19,54 +18,25 @@ def attention(
 ) -> jax.Array:
     """Attend from every frame to the valid ones.
 
-    This is a kernel of ours where it runs; else, without dropout, cuDNN's flash attention.
-
     Args:
         qkv: queries, keys and values [B, T, 3, H, d].
         frame_mask: bool [B, T], true at an utterance's valid frames, which come first; None if
             all are.
         seeds: uint32 [B, 2] of the dropout of the weights; None for no dropout.
-        rate: of that dropout.
+        rate: dropout probability.
 
     Returns:
         [B, T, H, d]; the softmax is float32.
     """
-    rows, frames, _, heads, width = qkv.shape
+    _, frames, _, *head = qkv.shape
     if rate == 0 or seeds is None:
         seeds, rate = None, 0.0
-    dtype = qkv.dtype
-    if own := own_kernels.load("attention", "attention", dtype, width, _attention):
-        lengths = jnp.full(rows, frames) if frame_mask is None else frame_mask.sum(axis=1)
-        seeds = jnp.zeros((rows, 2), jnp.uint32) if seeds is None else seeds
-        return own.attention(qkv, lengths.astype(jnp.int32), seeds, rate)
-    q, k, v = (qkv[:, :, i] for i in range(3))
-    if seeds is None and flash_runs((frames, heads, width), dtype):
-        return _flash(q, k, v, frame_mask)
-    return _attention(q, k, v, frame_mask, seeds, rate)
-
-
-def _flash(q: jax.Array, k: jax.Array, v: jax.Array, frame_mask: jax.Array | None) -> jax.Array:
-    lengths = None if frame_mask is None else frame_mask.sum(axis=1, dtype=jnp.int32)
-    return jax.nn.dot_product_attention(
-        q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
-    )
-
-
-@cache
-def flash_runs(shape: tuple[int, int, int], dtype: Any) -> bool:
-    """Whether cuDNN attends, forward and backward, on this machine at a shape (T, H, d)."""
-    if not own_kernels.may_run(dtype) or backend.is_described():
-        return False
-    x = jax.ShapeDtypeStruct((1, *shape), dtype)
-    mask = jax.ShapeDtypeStruct((1, shape[0]), jnp.bool)
-    try:
-        for frame_mask in (None, mask):
-            total = lambda q, k, v, m: _flash(q, k, v, m).astype(jnp.float32).sum()  # noqa: E731
-            jax.jit(jax.grad(total, (0, 1, 2))).lower(x, x, x, frame_mask).compile()
-    except Exception as error:  # whatever it lacks: version, shape, device
-        own_kernels.report("attention without cuDNN", error)
-        return False
-    return True
+    kernel = select_kernel("attention", qkv.dtype, head[1])
+    if kernel is None and seeds is None:
+        kernel = select_kernel("attention without dropout", qkv.dtype, (frames, *head))
+    if kernel:
+        return kernel.attention(qkv, frame_mask, seeds, rate)
+    return _attention(*(qkv[:, :, i] for i in range(3)), frame_mask, seeds, rate)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -96,7 +66,7 @@ def _forward(
     peaks = scores.max(axis=-1, keepdims=True)
     powers = jnp.exp(scores - peaks).astype(v.dtype)  # the softmax's numerators
     totals = powers.astype(jnp.float32).sum(axis=-1)  # [B, H, T]
-    kept = zero(powers, seeds, rate, keep_weights)
+    kept = apply_mask(powers, seeds, rate, attention_keep_mask)
     output = jnp.einsum("bhqk,bkhd->bqhd", kept, v, preferred_element_type=jnp.float32)
     output *= _shares(totals, seeds, rate)
     return output.astype(v.dtype), (q, k, v, powers, totals, output, seeds)
@@ -113,12 +83,14 @@ def _backward(rate: float, saved: Any, g: jax.Array) -> tuple[jax.Array | None, 
     The output is kept in float32 for that: rounded, it would double the gradients' error.
     """
     q, k, v, powers, totals, output, seeds = saved
-    seeds = anew(seeds)
+    seeds = recompute(seeds)
     sums = (g.astype(jnp.float32) * output).sum(axis=-1).swapaxes(1, 2)  # [B, H, T]
     shares = (g * _shares(totals, seeds, rate)).astype(v.dtype)
-    v_gradient = jnp.einsum("bhqk,bqhd->bkhd", zero(powers, seeds, rate, keep_weights), shares)
+    v_gradient = jnp.einsum(
+        "bhqk,bqhd->bkhd", apply_mask(powers, seeds, rate, attention_keep_mask), shares
+    )
     slopes = jnp.einsum("bqhd,bkhd->bhqk", g, v, preferred_element_type=jnp.float32)
-    slopes = drop(slopes, seeds, rate, keep_weights) - sums[..., None]
+    slopes = apply_dropout(slopes, seeds, rate, attention_keep_mask) - sums[..., None]
     slopes *= powers * (q.shape[-1] ** -0.5 / totals)[..., None]
     slopes = slopes.astype(q.dtype)
     q_gradient = jnp.einsum("bhqk,bkhd->bqhd", slopes, k)

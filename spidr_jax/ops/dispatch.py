@@ -1,70 +1,92 @@
-"""Whether a kernel of ours may stand in for what XLA makes: it must run here, and be right."""
+"""Which implementation of an operation a program takes; nothing else decides it.
 
-from collections.abc import Callable, Hashable, Sequence
+Another kernel is a file in `kernels/` and an entry in `IMPLEMENTATIONS`. Where none of an
+operation's is taken, XLA compiles the operation as it is written beside this module.
+"""
+
+from collections.abc import Hashable
 from functools import cache
-from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from spidr_jax.ops import platform as backend
+from spidr_jax.ops import platform
+from spidr_jax.ops.kernels import cudnn_attention
 
-_RIGHT = 0.02  # of a result's norm; the rounding of 16 bits gives 0.003
+_LARGEST_ERROR = 0.02  # of a result's norm; the rounding of 16 bits gives 0.003
 
 
-def may_run(dtype: Any) -> bool:
-    """Whether programs are for a GPU, in a type that its tensor cores take at full rate."""
-    return backend.kind() == "gpu" and dtype in (jnp.bfloat16, jnp.float16)
+class Kernel(NamedTuple):
+    """An implementation for one kind of device.
+
+    Attributes:
+        module: has the functions that the operation calls, and `self_test`, which runs them on
+            noise and gives the largest relative error of their results, from the type and whatever
+            else `select_kernel` is asked for.
+        platform: the kind of device, "cpu", "gpu" or "tpu".
+        dtypes: types of arrays that it takes; by default those of 16 bits, which a GPU's tensor
+            cores take at full rate.
+        needs_device: whether it cannot be compiled for a device that is only described.
+    """
+
+    module: ModuleType
+    platform: str = "gpu"
+    dtypes: tuple[Any, ...] = (jnp.bfloat16, jnp.float16)
+    needs_device: bool = False
+
+
+# Of each operation the best first.
+IMPLEMENTATIONS: dict[str, tuple[Kernel, ...]] = {
+    "attention without dropout": (Kernel(cudnn_attention, needs_device=True),),
+}
+_not_imported = ""
+try:
+    from spidr_jax.ops.kernels import attention, first_layer, grouped_conv, norms
+
+    IMPLEMENTATIONS |= {
+        "attention": (Kernel(attention),),
+        "first layer": (Kernel(first_layer),),
+        "grouped convolution": (Kernel(grouped_conv),),
+        "norms": (Kernel(norms),),
+    }
+except ImportError as error:  # Pallas' backend for Triton is deprecated, and will be removed
+    _not_imported = str(error)
 
 
 @cache
-def load(name: str, module: str, dtype: Any, *arguments: Hashable) -> ModuleType | None:
-    """The module of a kernel, if it runs on this machine and computes what it should.
-
-    Imported only here, as what kernels are written in will leave JAX one day. One line says why
-    it is not taken, where there is a GPU.
+def select_kernel(operation: str, dtype: Any, *shape: Hashable) -> Any:
+    """The module of the first kernel that runs here and computes what it should.
 
     Args:
-        name: of what the kernel does.
-        module: in this package; its `largest_error` runs the kernel on noise and gives the
-            largest relative error of its results.
-        dtype: of the kernel's arguments.
-        arguments: of `largest_error`, after the type.
+        operation: a name in `IMPLEMENTATIONS`.
+        dtype: type of the operation's arrays.
+        shape: what else its kernels' `self_test` takes.
+
+    Returns:
+        None if XLA is to compile the operation. Where a kernel could run and is not taken, a line
+        says why, once.
     """
-    if not may_run(dtype):
-        return None
-    try:
-        kernel = import_module(f"spidr_jax.ops.kernels.{module}")
-        if backend.is_described():
-            return kernel  # nothing can run
-        error = kernel.largest_error(dtype, *arguments)
-    except Exception as problem:  # whatever a version, device or shape lacks
-        report(f"{name} without a kernel of its own", problem)
-        return None
-    if not error < _RIGHT:
-        report(f"{name} without a kernel of its own", f"its results are off by {error:.2g}")
-        return None
-    return kernel
+    kind = platform.kind()
+    if kind == "gpu" and _not_imported:
+        say_once("no kernels of our own", _not_imported)
+    for kernel in IMPLEMENTATIONS.get(operation, ()):
+        if kernel.platform != kind or dtype not in kernel.dtypes:
+            continue
+        if platform.is_described() and not kernel.needs_device:
+            return kernel.module  # nothing can run
+        try:
+            error = kernel.module.self_test(dtype, *shape)
+        except Exception as problem:  # whatever a version, device or shape lacks
+            say_once(f"no kernel for {operation}", str(problem) or repr(problem))
+            continue
+        if error < _LARGEST_ERROR:
+            return kernel.module
+        say_once(f"no kernel for {operation}", f"its results are off by {error:.2g}")
+    return None
 
 
-def report(what: str, why: object) -> None:
-    """Say in one line what is not as it could be."""
-    text = str(why) or repr(why)
-    print(f"{what}: {text.splitlines()[0]}", flush=True)
-
-
-def difference(found: Sequence[jax.Array], expected: Sequence[jax.Array]) -> jax.Array:
-    """The largest of the arrays' differences, each relative to its norm; a float32 scalar."""
-
-    def norm(x: jax.Array) -> jax.Array:
-        return jnp.linalg.norm(x.astype(jnp.float32).ravel())
-
-    pairs = zip(found, expected, strict=True)
-    return jnp.stack([norm(a - b) / norm(b) for a, b in pairs]).max()
-
-
-def run_now(function: Callable[..., jax.Array], *arrays: Any) -> float:
-    """A function's result, also while another is traced, which a call would become part of."""
-    return float(jax.jit(function).lower(*arrays).compile()(*arrays))
+@cache
+def say_once(what: str, why: str) -> None:
+    """Say in one line what is not as it could be, and why."""
+    print(f"{what}: {why.splitlines()[0]}", flush=True)

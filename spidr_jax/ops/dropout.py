@@ -1,7 +1,7 @@
 """Dropout whose masks are hashed from where an element is, so that none is stored.
 
 A mask depends on its row's seeds and the place in the row alone: it is the same on any number of
-devices, and in the backward pass it is computed anew. B rows.
+devices, and in the backward pass it is computed again. B rows.
 """
 
 import math
@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from spidr_jax.ops import platform as backend
+from spidr_jax.ops import platform
 
 
-def keep(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """Which elements stay: each with probability 1 - rate, independently.
+def keep_mask(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+    """Draw which elements stay, each with probability 1 - rate, independently.
 
     Args:
         seeds: uint32 [B, 2].
         shape: (B, ...), of at most 2^32 elements a row.
-        rate: to drop, 0 to below 1.
+        rate: dropout probability, 0 to below 1.
 
     Returns:
         bool of that shape.
@@ -32,10 +32,10 @@ def keep(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
         stride = math.prod(shape[axis + 1 :])
         index += lax.broadcasted_iota(jnp.uint32, index.shape, axis) * jnp.uint32(stride)
     first, second = (seeds[:, i].reshape(-1, *[1] * (len(shape) - 1)) for i in range(2))
-    return keep_at(index, first, second, rate)
+    return keep_mask_at(index, first, second, rate)
 
 
-def keep_at(index: jax.Array, first: jax.Array, second: jax.Array, rate: float) -> jax.Array:
+def keep_mask_at(index: jax.Array, first: jax.Array, second: jax.Array, rate: float) -> jax.Array:
     """Whether the elements of a row at these places stay; all are uint32.
 
     The second seed multiplies, as rows whose first seeds are near share parts of the rest.
@@ -54,14 +54,14 @@ def _threshold(rate: float) -> jax.Array:
     return jnp.uint32(round(rate * 2**32))
 
 
-def keep_weights(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """As `keep`, for attention's weights: shape is [B, H, T, T]."""
-    queries, keys = factors(seeds, *shape[1:3])
+def attention_keep_mask(seeds: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+    """`keep_mask` for attention's weights: shape is (B, H, T, T)."""
+    queries, keys = pair_hashes(seeds, *shape[1:3])
     return keep_pairs(queries[..., None], keys[:, None, None], rate)
 
 
-def factors(seeds: jax.Array, heads: int, frames: int) -> tuple[jax.Array, jax.Array]:
-    """Odd numbers uint32 of the queries [B, H, T] and of the keys [B, T], hashed from the seeds."""
+def pair_hashes(seeds: jax.Array, heads: int, frames: int) -> tuple[jax.Array, jax.Array]:
+    """Hash the seeds to odd numbers uint32 of the queries [B, H, T] and of the keys [B, T]."""
     index = jnp.arange((heads + 1) * frames, dtype=jnp.uint32)
     hashed = mix(mix(index + seeds[:, :1]) + seeds[:, 1:]) | 1
     hashed = hashed.reshape(-1, heads + 1, frames)
@@ -69,7 +69,7 @@ def factors(seeds: jax.Array, heads: int, frames: int) -> tuple[jax.Array, jax.A
 
 
 def keep_pairs(query: jax.Array, key: jax.Array, rate: float) -> jax.Array:
-    """Whether the weights of queries at keys stay, from their `factors`.
+    """Whether the weights of queries at keys stay, from their `pair_hashes`.
 
     They are products modulo 2^32. For whole numbers a at some places, sum(a query key) averages
     out over the odd numbers that queries can have unless, for each query, its sum(a key) is 0
@@ -79,38 +79,38 @@ def keep_pairs(query: jax.Array, key: jax.Array, rate: float) -> jax.Array:
     return query * key >= _threshold(rate)
 
 
-def zero(
-    x: jax.Array, seeds: jax.Array | None, rate: float, mask: Callable[..., jax.Array] = keep
+def apply_mask(
+    x: jax.Array, seeds: jax.Array | None, rate: float, mask: Callable[..., jax.Array] = keep_mask
 ) -> jax.Array:
-    """Zero what a mask, `keep` or `keep_weights`, does not keep; without seeds change nothing."""
+    """Zero what a mask does not keep, `keep_mask` or another; without seeds change nothing."""
     return x if seeds is None or rate == 0 else jnp.where(mask(seeds, x.shape, rate), x, 0)
 
 
-def drop(
-    x: jax.Array, seeds: jax.Array | None, rate: float, mask: Callable[..., jax.Array] = keep
+def apply_dropout(
+    x: jax.Array, seeds: jax.Array | None, rate: float, mask: Callable[..., jax.Array] = keep_mask
 ) -> jax.Array:
-    """`zero`, and scale the rest by 1 / (1 - rate)."""
+    """`apply_mask`, and scale the rest by 1 / (1 - rate)."""
     if seeds is None or rate == 0:
         return x
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # 0.9 in bfloat16 is 0.898
-    return zero((wide / (1 - rate)).astype(x.dtype), seeds, rate, mask)
+    return apply_mask((wide / (1 - rate)).astype(x.dtype), seeds, rate, mask)
 
 
-def anew(x: Any) -> Any:
-    """Arrays x, but XLA computes what follows from them again if it has computed it before.
+def recompute(x: Any) -> Any:
+    """Have XLA compute what follows from arrays x again, if it has computed it before.
 
     It would keep it in memory, which on a CPU, where this does nothing, costs less.
     """
-    return x if backend.kind() == "cpu" else lax.optimization_barrier(x)
+    return x if platform.kind() == "cpu" else lax.optimization_barrier(x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dropout(x: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
-    """`drop`, which in the backward pass does not read a mask but computes it."""
-    return drop(x, seeds, rate)
+    """`apply_dropout` whose backward pass does not read a mask but computes it."""
+    return apply_dropout(x, seeds, rate)
 
 
 dropout.defvjp(
-    lambda x, seeds, rate: (drop(x, seeds, rate), seeds),
-    lambda rate, seeds, g: (drop(g, anew(seeds), rate), None),
+    lambda x, seeds, rate: (apply_dropout(x, seeds, rate), seeds),
+    lambda rate, seeds, g: (apply_dropout(g, recompute(seeds), rate), None),
 )

@@ -1,7 +1,7 @@
 """A waveform's first convolution, LayerNorm and GELU as one product with few terms.
 
 Over the channels of a frame, the convolution's mean and variance are a linear and a quadratic form
-of the window of audio that the frame hears. So the norm's output is a product, too: of windows
+of the frame's window of audio. So the norm's output is a product, too: of windows
 that are divided by the deviation, and of a kernel less its mean, times the norm's scale. Neither
 the convolution's output nor its gradient, a training step's largest arrays, are ever made.
 
@@ -16,16 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from spidr_jax.ops import dispatch as own_kernels
-from spidr_jax.ops.norms import EPSILON, gelu
+from spidr_jax.ops.dispatch import select_kernel
+from spidr_jax.ops.norms import gelu
+from spidr_jax.ops.reference import EPSILON
 
 Saved = Any
 _product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
-def own_kernel(taps: int, channels: int, dtype: Any) -> Any:
-    """The kernel that `first_layer` cannot do without; None where it does not run."""
-    return own_kernels.load("first layer", "first_layer", dtype, taps, channels)
+def _kernel(taps: int, channels: int, dtype: Any) -> Any:
+    """The kernel that `first_layer` cannot do without."""
+    return select_kernel("first layer", dtype, taps, channels)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -42,10 +43,10 @@ def first_layer(
     Args:
         waveforms: float32 [B, S].
         kernel: float32 [K, D].
-        scale: float32 [D], of the norm.
-        bias: float32 [D], of the norm.
-        stride: of the convolution.
-        dtype: of the product's factors and of the result.
+        scale: scale of the norm, float32 [D].
+        bias: bias of the norm, float32 [D].
+        stride: stride of the convolution.
+        dtype: type of the product's factors and of the result.
 
     Returns:
         [B, (S - K) // stride + 1, D]. In 16 bits it is nearer to the truth than the convolution,
@@ -66,9 +67,9 @@ def _layer(
     centred = _product(_basis(taps).T, kernel - kernel.mean(axis=1, keepdims=True))
     standard = _standardise(waveforms, centred, stride)
     x = jnp.pad(standard, [(0, 0), (0, 0), (0, 2)], constant_values=1).astype(dtype)
-    kept = lax.reduce_precision(bias, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
-    weights = jnp.stack([*centred * scale, kept, bias - kept]).astype(dtype)
-    y = own_kernel(taps, channels, dtype).forward(x, weights)
+    rounded = lax.reduce_precision(bias, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
+    weights = jnp.stack([*centred * scale, rounded, bias - rounded]).astype(dtype)
+    y = _kernel(taps, channels, dtype).forward(x, weights)
     return y, (x, weights, centred, scale)
 
 
@@ -94,7 +95,7 @@ def _backward(stride: int, dtype: Any, saved: Saved, g: Any) -> tuple[jax.Array 
     """Of kernel, scale and bias: through the product, and through the deviation of its windows."""
     (x, weights, centred, scale), waveforms = saved
     taps, channels = centred.shape
-    sums, scales = own_kernel(taps, channels, dtype).gradients(x, weights, g, taps)
+    sums, scales = _kernel(taps, channels, dtype).gradients(x, weights, g, taps)
     terms = x[..., :taps].astype(jnp.float32)
     moments = (scales[..., None, None] * terms[..., None] * terms[..., None, :]).sum(axis=(0, 1))
     gradient = sums[:taps] * scale - _product(moments, centred) / channels

@@ -1,14 +1,13 @@
 """A grouped convolution over time that each device computes for its own rows. B batch, T frames."""
 
-from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from spidr_jax.ops import dispatch as own_kernels
-from spidr_jax.ops import platform as backend
-from spidr_jax.ops.partition import by_rows
+from spidr_jax.ops import platform, reference
+from spidr_jax.ops.dispatch import select_kernel
+from spidr_jax.ops.partition import partition_batch
 
 
 @jax.custom_vjp
@@ -25,51 +24,31 @@ def grouped_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 def _forward(
     x: jax.Array, kernel: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    own = _own_kernel(x, kernel)
-    output = own.forward(x, kernel, bias) if own else _by_rows(x, kernel) + bias
+    own = _kernel(x, kernel)
+    output = own.forward(x, kernel, bias) if own else _conv(x, kernel) + bias
     return output, (x, kernel)
 
 
 def _backward(
     saved: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    own = _own_kernel(*saved)
-    gradients = own.gradients(*saved, g) if own else _gradients_by_rows(*saved, g)
+    own = _kernel(*saved)
+    gradients = own.gradients(*saved, g) if own else _gradients(*saved, g)
     return *gradients, g.sum(axis=(0, 1))
 
 
 grouped_conv.defvjp(_forward, _backward)
 
 
-def _own_kernel(x: jax.Array, kernel: jax.Array) -> ModuleType | None:
-    name, module, groups = "grouped convolution", "grouped_conv", _groups(x, kernel)
-    return own_kernels.load(name, module, x.dtype, kernel.shape, groups, _plain)
+def _kernel(x: jax.Array, kernel: jax.Array) -> Any:
+    groups = x.shape[-1] // kernel.shape[1]
+    return select_kernel("grouped convolution", x.dtype, kernel.shape, groups)
 
 
-def _plain(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    return _conv(x, kernel) + bias
-
-
-def _groups(x: jax.Array, kernel: jax.Array) -> int:
-    return x.shape[-1] // kernel.shape[1]
-
-
-def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    width = len(kernel)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1,),
-        padding=[(width // 2, width // 2)],
-        dimension_numbers=("NWC", "WIO", "NWC"),
-        feature_group_count=_groups(x, kernel),
-    )
-
-
-def _gradients(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    if backend.kind() != "cpu":
-        return jax.vjp(_conv, x, kernel)[1](g)
-    (x_gradient,) = jax.vjp(lambda x: _conv(x, kernel), x)[1](g)
+def _local_gradients(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    if platform.kind() != "cpu":
+        return jax.vjp(reference.grouped_conv, x, kernel)[1](g)
+    (x_gradient,) = jax.vjp(lambda x: reference.grouped_conv(x, kernel), x)[1](g)
     return x_gradient, _kernel_gradient(x, kernel, g)
 
 
@@ -83,7 +62,7 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array
     return jnp.stack(taps).reshape(kernel.shape)
 
 
-_by_rows = by_rows(_conv, "b t c, k i d -> b s e", whole=(1,))
-_gradients_by_rows = by_rows(
-    _gradients, "b t c, k i d, b s e -> b u f, l j g", whole=(1,), summed=(1,)
+_conv = partition_batch(reference.grouped_conv, "b t c, k i d -> b s e", whole=(1,))
+_gradients = partition_batch(
+    _local_gradients, "b t c, k i d, b s e -> b u f, l j g", whole=(1,), summed=(1,)
 )

@@ -1,12 +1,11 @@
 """Norms, GELU and what goes with them, each with a derivative rule that keeps only its input.
 
-Autodiff would keep float32 intermediates of every one; `plain.py` has the same functions without
-rules, which the tests compare with. All compute in float32 and give the type of x.
+Autodiff would keep float32 intermediates of every one; `reference.py` has the same functions
+without rules. All compute in float32 and give the type of x.
 """
 
 import math
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -14,10 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from spidr_jax.ops import dispatch as own_kernels
-from spidr_jax.ops.dropout import anew, drop
+from spidr_jax.ops.dispatch import select_kernel
+from spidr_jax.ops.dropout import apply_dropout, recompute
+from spidr_jax.ops.reference import EPSILON
 
-EPSILON = 1e-5
 Saved = Any
 Gradients = tuple[jax.Array | None, ...]
 
@@ -62,25 +61,23 @@ def _affine(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> ja
 @jax.custom_vjp
 def layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
     """LayerNorm over the last axis: biased variance, eps 1e-5; scale and bias float32 or None."""
-    return _plain_forward(x, scale, bias, gelu=False)[0]  # which XLA fuses with what is before
+    return _xla_forward(x, scale, bias, gelu=False)[0]  # which XLA fuses with what is before
 
 
-def _own_kernel(x: jax.Array) -> ModuleType | None:
-    if x.ndim != 3:
-        return None
-    return own_kernels.load("norms", "norms", x.dtype, x.shape[-1], _plain)
+def _kernel(x: jax.Array) -> Any:
+    return select_kernel("norms", x.dtype, x.shape[-1]) if x.ndim == 3 else None
 
 
 def _forward(
     x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, gelu: bool
 ) -> tuple[jax.Array, Saved]:
-    if own := _own_kernel(x):
+    if own := _kernel(x):
         output, *statistics = own.forward(x, scale, bias, gelu)
         return output, (x, *(each[..., None] for each in statistics), scale, bias)
-    return _plain_forward(x, scale, bias, gelu)
+    return _xla_forward(x, scale, bias, gelu)
 
 
-def _plain_forward(
+def _xla_forward(
     x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, gelu: bool
 ) -> tuple[jax.Array, Saved]:
     standard, mean, inverse = _standardise(x.astype(jnp.float32))
@@ -93,30 +90,16 @@ def _backward(
 ) -> Gradients:
     """Of x, of what was dropped (that of x without seeds), of scale and of bias."""
     x, mean, inverse, scale, bias = saved
-    if own := _own_kernel(x):
+    if own := _kernel(x):
         statistics = mean[..., 0], inverse[..., 0]
         return own.gradients(x, *statistics, g, scale, bias, seeds, rate, gelu)
-    return _plain_backward(saved, g, seeds, rate, gelu)
+    return _xla_backward(saved, g, seeds, rate, gelu)
 
 
-def _plain(
-    x: jax.Array,
-    g: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    seeds: jax.Array | None,
-    rate: float,
-    gelu: bool,
-) -> tuple[jax.Array | None, ...]:
-    """What the kernels should compute: the result and the gradients."""
-    output, saved = _plain_forward(x, scale, bias, gelu)
-    return output, *_plain_backward(saved, g, seeds, rate, gelu)
-
-
-def _plain_backward(
+def _xla_backward(
     saved: Saved, g: jax.Array, seeds: jax.Array | None, rate: float, gelu: bool
 ) -> Gradients:
-    """The gradient at the norm's output is computed anew for its sums: stored, it is float32."""
+    """The gradient at the norm's output is computed again for its sums: stored, it is float32."""
     x, mean, inverse, scale, bias = saved
 
     def at_norm(
@@ -130,11 +113,11 @@ def _plain_backward(
     slopes = slopes if scale is None else slopes * scale
     means = slopes.mean(axis=-1, keepdims=True), (slopes * standard).mean(axis=-1, keepdims=True)
     gradient = (inverse * (slopes - means[0] - standard * means[1])).astype(x.dtype)
-    standard, slopes = at_norm(*anew((x, mean, inverse, g)))
+    standard, slopes = at_norm(*recompute((x, mean, inverse, g)))
     axes = tuple(range(x.ndim - 1))
     return (
         gradient,
-        drop(gradient, anew(seeds), rate),
+        apply_dropout(gradient, recompute(seeds), rate),
         None if scale is None else (slopes * standard).sum(axis=axes),
         None if bias is None else slopes.sum(axis=axes),
     )
@@ -167,10 +150,10 @@ def add_layer_norm(
     rate: float,
 ) -> jax.Array:
     """LayerNorm of residual + dropout(x), both [B, ..., D]; seeds as in `dropout`."""
-    # Else XLA for GPUs computes in each layer the norms of all layers before anew: where no
+    # Else XLA for GPUs computes in each layer the norms of all layers before again: where no
     # derivative keeps them, a kernel of layer 12 read 91 arrays, and compilation took minutes.
-    x = residual + drop(x, seeds, rate)
-    return lax.optimization_barrier(_plain_forward(x, scale, bias, gelu=False)[0])
+    x = residual + apply_dropout(x, seeds, rate)
+    return lax.optimization_barrier(_xla_forward(x, scale, bias, gelu=False)[0])
 
 
 def _add_layer_norm(
@@ -181,7 +164,7 @@ def _add_layer_norm(
     seeds: jax.Array | None,
     rate: float,
 ) -> tuple[jax.Array, Saved]:
-    output, saved = _forward(residual + drop(x, seeds, rate), scale, bias, gelu=False)
+    output, saved = _forward(residual + apply_dropout(x, seeds, rate), scale, bias, gelu=False)
     return output, (saved, seeds)
 
 

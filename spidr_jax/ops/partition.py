@@ -1,4 +1,4 @@
-"""Functions that each device computes for its own rows of a batch only.
+"""Functions that each device computes for its own part of a batch only.
 
 XLA's partitioner gathers the whole batch on every device for what it does not know how to split,
 such as a kernel of ours or a grouped convolution (openxla/xla#47945).
@@ -13,36 +13,36 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
-def by_rows(
+def partition_batch(
     function: Callable[..., Any],
     rule: str,
     whole: Collection[int] = (),
     summed: Collection[int] = (),
 ) -> Callable[..., Any]:
-    """Tell the partitioner that rows do not meet in `function`; only sums are communicated.
+    """Have each device compute a function of its rows; only sums are communicated.
 
     Args:
-        function: of arrays whose first axis is the rows, all results' too but for `summed`.
-        rule: of its axes (see `jax.experimental.custom_partitioning`), a letter of its own for
-            each but the rows, or shardings of other axes would come in.
-        whole: places of arguments that have no rows and that every device needs.
-        summed: places of results that have no rows, but are sums over them.
+        function: function of arrays whose first axis is the batch, as is that of its results.
+        rule: names of all axes (see `jax.experimental.custom_partitioning`), another letter for
+            each but the batch, or shardings of other axes would come in.
+        whole: indices of arguments without rows, which every device needs.
+        summed: indices of results without rows, which are sums over them.
     """
 
     def partition(mesh: Mesh, operands: Any, results: Any) -> tuple[Mesh, Any, Any, Any]:
-        names = operands[0].sharding.spec[0]  # the mesh axes that split the rows
-        rows, all_of_it = (NamedSharding(mesh, PartitionSpec(axes)) for axes in (names, None))
+        axes = operands[0].sharding.spec[0]  # of the mesh, that split the rows
+        rows, replicated = (NamedSharding(mesh, PartitionSpec(each)) for each in (axes, None))
 
         def local(*arrays: jax.Array) -> Any:
             found, tree = jax.tree.flatten(function(*arrays))
-            sums = [lax.psum(x, names) if i in summed else x for i, x in enumerate(found)]
+            sums = [lax.psum(x, axes) if i in summed else x for i, x in enumerate(found)]
             return jax.tree.unflatten(tree, sums)
 
-        arguments = [all_of_it if i in whole else rows for i in range(len(operands))]
+        arguments = [replicated if i in whole else rows for i in range(len(operands))]
         shapes, tree = jax.tree.flatten(results)
-        places = [all_of_it if i in summed else rows for i in range(len(shapes))]
-        places_of_results = jax.tree.unflatten(tree, places)
-        return mesh, local if names else function, places_of_results, tuple(arguments)
+        shardings = [replicated if i in summed else rows for i in range(len(shapes))]
+        placed = jax.tree.unflatten(tree, shardings)
+        return mesh, local if axes else function, placed, tuple(arguments)
 
     split = custom_partitioning(function)
     split.def_partition(partition, sharding_rule=rule)

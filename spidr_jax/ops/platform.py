@@ -14,15 +14,15 @@ def kind() -> str:
 
 
 def is_described() -> bool:
-    """Whether that is a device which is not there: programs for it are compiled, but cannot run."""
+    """Whether that device is only described: programs for it are compiled, but cannot run."""
     return bool(_described)
 
 
 @contextlib.contextmanager
-def made_for(described: str) -> Iterator[None]:
-    """Let `kind` give another kind than JAX's own, while programs for such a device are made.
+def target_platform(described: str) -> Iterator[None]:
+    """Let `kind` give the kind of a described device while programs for it are made.
 
-    A process should make programs for one kind only: which kernels are taken, is decided once.
+    A process should make programs for one kind only, as kernels are selected once.
     """
     _described.append(described)
     try:

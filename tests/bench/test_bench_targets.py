@@ -46,7 +46,7 @@ def test_what_cannot_be_compiled_for_is_one_line(
 
 def test_programs_are_made_for_the_described_kind() -> None:
     assert platform.kind() == "cpu"
-    with platform.made_for("gpu"):
+    with platform.target_platform("gpu"):
         assert platform.kind() == "gpu"
     assert platform.kind() == "cpu"
 

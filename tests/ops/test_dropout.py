@@ -25,12 +25,12 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def mask() -> np.ndarray:
-    return np.asarray(dropout.keep(seeds(0), SHAPE, 0.1))
+    return np.asarray(dropout.keep_mask(seeds(0), SHAPE, 0.1))
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.9])
 def test_the_share_kept_is_right_in_all_and_in_every_row_frame_and_channel(rate: float) -> None:
-    kept = np.asarray(dropout.keep(seeds(1), SHAPE, rate))
+    kept = np.asarray(dropout.keep_mask(seeds(1), SHAPE, rate))
     for axes in ((0, 1, 2), (1, 2), (0, 2), (0, 1)):
         number = np.prod([SHAPE[axis] for axis in axes])
         scores = (kept.mean(axis=axes) - (1 - rate)) / np.sqrt(rate * (1 - rate) / number)
@@ -57,7 +57,7 @@ def test_rows_whose_first_seeds_overlap_are_independent() -> None:
     first = draw.integers(0, 2**32, rows, np.uint32)
     second = draw.integers(0, 2**32, (2, rows), np.uint32)
     masks = [
-        np.asarray(dropout.keep(jnp.stack([f, s], axis=1), (rows, 100_000), 0.1))
+        np.asarray(dropout.keep_mask(jnp.stack([f, s], axis=1), (rows, 100_000), 0.1))
         for f, s in ((first, second[0]), (first - np.uint32(shift), second[1]))
     ]
     pairs = zip(masks[0][:, :-shift], masks[1][:, shift:], strict=True)
@@ -74,7 +74,7 @@ def test_steps_layers_and_sites_are_independent() -> None:
         noise = model.draw_noise(config, key, 4)
         for parent in (noise.seeds, at(noise.seeds, "layers_0"), at(noise.seeds, "layers_1")):
             sites = [at(parent, name) for name in ("attention", "hidden", "feed_forward")]
-            masks += [np.asarray(dropout.keep(seeds, (4, 50, 64), 0.1)) for seeds in sites]
+            masks += [np.asarray(dropout.keep_mask(seeds, (4, 50, 64), 0.1)) for seeds in sites]
     assert len(masks) == 2 * 9
     scores = [correlation(a, b) for i, a in enumerate(masks) for b in masks[:i]]
     assert np.abs(scores).max() < 4.5
@@ -95,12 +95,12 @@ def correlations(rows: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def weights() -> np.ndarray:
     """Of one utterance: 5 heads, 600 frames."""
-    return np.asarray(dropout.keep_weights(seeds(5, 1), (1, 5, 600, 600), 0.1))[0]
+    return np.asarray(dropout.attention_keep_mask(seeds(5, 1), (1, 5, 600, 600), 0.1))[0]
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.9])
 def test_the_share_of_weights_kept_is_right_for_all_heads_queries_and_keys(rate: float) -> None:
-    kept = np.asarray(dropout.keep_weights(seeds(6, 3), (3, 4, 700, 700), rate))
+    kept = np.asarray(dropout.attention_keep_mask(seeds(6, 3), (3, 4, 700, 700), rate))
     for axes in ((0, 1, 2, 3), (1, 2, 3), (0, 2, 3), (3,), (2,), (1, 2), (0, 1, 2), (0, 1, 3)):
         number = np.prod([kept.shape[axis] for axis in axes])
         scores = (kept.mean(axis=axes) - (1 - rate)) / np.sqrt(rate * (1 - rate) / number)
@@ -145,14 +145,14 @@ def test_seeds_that_differ_in_one_bit_give_independent_weights() -> None:
     near = [base ^ np.array([1 << bit, 0], np.uint32) for bit in range(32)]
     near += [base ^ np.array([0, 1 << bit], np.uint32) for bit in range(32)]
     all_seeds = jnp.asarray(np.stack([base, *near]))
-    masks = np.asarray(dropout.keep_weights(all_seeds, (65, 2, 128, 128), 0.1))
+    masks = np.asarray(dropout.attention_keep_mask(all_seeds, (65, 2, 128, 128), 0.1))
     scores = [correlation(a, b) for i, a in enumerate(masks) for b in masks[:i]]
     assert np.abs(scores).max() < 4.5
     assert 0.94 < np.std(scores) < 1.06
 
 
 def test_utterances_and_heads_have_independent_weights() -> None:
-    kept = np.asarray(dropout.keep_weights(seeds(7, 12), (12, 4, 128, 128), 0.1))
+    kept = np.asarray(dropout.attention_keep_mask(seeds(7, 12), (12, 4, 128, 128), 0.1))
     masks = kept.reshape(48, 128, 128)
     scores = [correlation(a, b) for i, a in enumerate(masks) for b in masks[:i]]
     assert np.abs(scores).max() < 4.5
@@ -160,9 +160,9 @@ def test_utterances_and_heads_have_independent_weights() -> None:
 
 
 def test_a_rows_mask_depends_on_its_seeds_and_place_alone() -> None:
-    whole = dropout.keep(seeds(2), SHAPE, 0.1)
+    whole = dropout.keep_mask(seeds(2), SHAPE, 0.1)
     some = jnp.array([5, 3])
-    alone = jax.jit(lambda s: dropout.keep(s, (2, *SHAPE[1:]), 0.1))(seeds(2)[some])
+    alone = jax.jit(lambda s: dropout.keep_mask(s, (2, *SHAPE[1:]), 0.1))(seeds(2)[some])
     np.testing.assert_array_equal(alone, whole[some])
 
 
@@ -176,12 +176,12 @@ def mixed(x: int) -> int:
 def test_masks_are_the_hashes_of_places_and_so_stay_the_same_from_version_to_version() -> None:
     pairs, least = np.asarray(seeds(8, 3)).tolist(), round(0.3 * 2**32)
     hashes = [[mixed(i + a) * (b | 1) % 2**32 for i in range(40)] for a, b in pairs]
-    found = dropout.keep(seeds(8, 3), (3, 5, 8), 0.3)
+    found = dropout.keep_mask(seeds(8, 3), (3, 5, 8), 0.3)
     np.testing.assert_array_equal(found, np.reshape(hashes, (3, 5, 8)) >= least)
     factors = [[mixed(mixed(i + a) + b) | 1 for i in range(30)] for a, b in pairs]
     queries, keys = np.split(np.reshape(factors, (3, 3, 10)), [2], axis=1)
     products = queries[..., None] * keys[:, :, None] % 2**32
-    found = dropout.keep_weights(seeds(8, 3), (3, 2, 10, 10), 0.3)
+    found = dropout.attention_keep_mask(seeds(8, 3), (3, 2, 10, 10), 0.3)
     np.testing.assert_array_equal(found, products >= least)
 
 
@@ -194,7 +194,7 @@ def test_what_is_kept_is_scaled_and_the_mean_stays() -> None:
 
 def test_bfloat16_is_scaled_by_the_rate_and_not_by_its_rounding() -> None:
     x = jnp.linspace(1, 2, 2 * 120 * 256).reshape(2, 120, 256).astype(jnp.bfloat16)
-    dropped = np.asarray(dropout.drop(x, seeds(4, 2), 0.1), np.float64)
+    dropped = np.asarray(dropout.apply_dropout(x, seeds(4, 2), 0.1), np.float64)
     ratios = dropped[dropped > 0] / np.asarray(x, np.float64)[dropped > 0]
     assert abs(ratios.mean() - 1 / 0.9) < 3e-4  # 0.9 as bfloat16 is 0.8984: 2e-3 off
 

@@ -1,10 +1,5 @@
 """The first layer as one product, its kernels interpreted, against convolution, norm and GELU."""
 
-import subprocess
-import sys
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,31 +7,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernels_on_cpu import errors, interpreted
 
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.model.frontend import FeatureExtractor, convolve
-from spidr_jax.ops import dispatch as own_kernels
-from spidr_jax.ops import first_layer
-from spidr_jax.ops import reference as plain
+from spidr_jax.model.frontend import FeatureExtractor
+from spidr_jax.ops import reference
+from spidr_jax.ops.conv import conv
+from spidr_jax.ops.dispatch import Kernel
+from spidr_jax.ops.first_layer import first_layer
 from spidr_jax.ops.kernels import first_layer as first_layer_kernel
 
 # samples, taps, stride, channels: base's layer but for its channels; one frame of many taps, whose
 # stride is longer; several programs, each of several blocks of frames
 SIZES = [(1003, 10, 5, 24), (17, 16, 20, 24), (1500, 4, 3, 200)]
-INTERPRETED = SimpleNamespace(
-    forward=partial(first_layer_kernel.forward, interpret=True),
-    gradients=partial(first_layer_kernel.gradients, interpret=True),
-)
 Arrays = tuple[jax.Array, ...]
 
 
 @pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(own_kernels, "load", lambda *_: INTERPRETED)
+def on_cpu(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_layer_kernel, "PROGRAMS", 16)  # two a chunk of channels and row
-    first_layer_kernel._backward_call.cache_clear()
-    yield
-    first_layer_kernel._backward_call.cache_clear()
+    kernels({"first layer": interpreted("first layer")})
 
 
 def draw(size: tuple[int, int, int, int]) -> tuple[jax.Array, Arrays, jax.Array]:
@@ -51,13 +41,13 @@ def draw(size: tuple[int, int, int, int]) -> tuple[jax.Array, Arrays, jax.Array]
 
 
 def ours(waveforms: jax.Array, weights: Arrays, stride: int, dtype: Any) -> jax.Array:
-    return first_layer.first_layer(waveforms, *weights, stride, dtype)
+    return first_layer(waveforms, *weights, stride, dtype)
 
 
 def theirs(waveforms: jax.Array, weights: Arrays, stride: int, dtype: Any) -> jax.Array:
     kernel, *vectors = weights
-    x = convolve(waveforms[..., None].astype(dtype), kernel[:, None].astype(dtype), stride)
-    return plain.layer_norm_gelu(x, *vectors)
+    x = conv(waveforms[..., None], kernel[:, None], None, stride, dtype)
+    return reference.layer_norm_gelu(x, *vectors)
 
 
 def run(layer: Any, waveforms: jax.Array, weights: Arrays, g: jax.Array, *rest: Any) -> Arrays:
@@ -66,14 +56,9 @@ def run(layer: Any, waveforms: jax.Array, weights: Arrays, g: jax.Array, *rest: 
     return value, *back(g.astype(value.dtype))[0]
 
 
-def errors(found: Arrays, truth: Arrays) -> list[float]:
-    pairs = [[np.asarray(x, np.float64) for x in pair] for pair in zip(found, truth, strict=True)]
-    return [float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs]
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_value_and_gradients_are_autodiffs_in_float32(
-    size: tuple[int, int, int, int], interpreted: None
+    size: tuple[int, int, int, int], on_cpu: None
 ) -> None:
     arguments = *draw(size), size[2], jnp.float32
     found, truth = (run(each, *arguments) for each in (ours, theirs))
@@ -83,7 +68,7 @@ def test_value_and_gradients_are_autodiffs_in_float32(
 
 @pytest.mark.parametrize("size", SIZES[::2])
 def test_bfloat16_is_as_exact_as_the_convolution(
-    size: tuple[int, int, int, int], interpreted: None
+    size: tuple[int, int, int, int], on_cpu: None
 ) -> None:
     arguments = *draw(size), size[2]
     truth = run(theirs, *arguments, jnp.float32)
@@ -91,7 +76,7 @@ def test_bfloat16_is_as_exact_as_the_convolution(
     assert all(mine <= 1.2 * theirs for mine, theirs in zip(found, other, strict=True))
 
 
-def test_bfloat16_is_more_exact_where_samples_are_alike(interpreted: None) -> None:
+def test_bfloat16_is_more_exact_where_samples_are_alike(on_cpu: None) -> None:
     """A voice's harmonics, and kernels that hear no constant, as trained ones."""
     _, (kernel, *vectors), g = draw(SIZES[0])
     time = np.arange(SIZES[0][0]) / 16_000
@@ -104,17 +89,17 @@ def test_bfloat16_is_more_exact_where_samples_are_alike(interpreted: None) -> No
     assert all(mine < 0.4 * theirs for mine, theirs in zip(found, other, strict=True))
 
 
-def test_silence_is_the_bias_rounded_once(interpreted: None) -> None:
+def test_silence_is_the_bias_rounded_once(on_cpu: None) -> None:
     _, weights, g = draw(SIZES[0])
     silence = jnp.zeros((2, SIZES[0][0]))
     jitted = jax.jit(run, static_argnums=(0, 4, 5))
     value, *gradients = jitted(ours, silence, weights, g, 5, jnp.bfloat16)
-    expected = plain.gelu(weights[2]).astype(jnp.bfloat16)
+    expected = reference.gelu(weights[2]).astype(jnp.bfloat16)
     np.testing.assert_array_equal(value, np.broadcast_to(expected, value.shape))
     assert all(np.isfinite(each).all() for each in gradients)
 
 
-def test_waveforms_get_their_gradient_where_it_is_asked_for(interpreted: None) -> None:
+def test_waveforms_get_their_gradient_where_it_is_asked_for(on_cpu: None) -> None:
     waveforms, weights, g = draw(SIZES[0])
     found, truth = (
         jax.vjp(lambda x, each=each: each(x, weights, 5, jnp.float32), waveforms)[1](g)
@@ -123,13 +108,14 @@ def test_waveforms_get_their_gradient_where_it_is_asked_for(interpreted: None) -
     assert errors(found, truth)[0] < 1e-5
 
 
-def test_all_products_outside_the_kernel_are_full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_products_outside_the_kernel_are_full_float32(kernels: Any) -> None:
     waveforms, weights, g = draw(SIZES[0])
-    without_products = SimpleNamespace(
+    without_products: Any = SimpleNamespace(
+        self_test=lambda *_: 0.0,
         forward=lambda x, weights: jnp.zeros_like(g),
         gradients=lambda x, weights, g, scaled: (jnp.zeros(weights.shape), jnp.zeros(x.shape[:2])),
     )
-    monkeypatch.setattr(own_kernels, "load", lambda *_: without_products)
+    kernels({"first layer": Kernel(without_products, "cpu", (jnp.float32,))})
 
     def total(waveforms: jax.Array, weights: Arrays) -> jax.Array:
         return ours(waveforms, weights, 5, jnp.float32).sum()
@@ -140,36 +126,6 @@ def test_all_products_outside_the_kernel_are_full_float32(monkeypatch: pytest.Mo
     assert all("HIGHEST" in each for each in products)
 
 
-ON_TWO_DEVICES = """
-import jax
-jax.config.update("jax_num_cpu_devices", 2)
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from spidr_jax import first_layer_kernel, own_kernels
-from test_first_layer import INTERPRETED, SIZES, draw, ours, run
-
-own_kernels.load = lambda *_: INTERPRETED
-first_layer_kernel.PROGRAMS = 2  # for one device's row two, for both rows one each
-mesh = Mesh(np.array(jax.devices()), ("data",))
-rows, whole = (NamedSharding(mesh, PartitionSpec(axes)) for axes in ("data", None))
-waveforms, weights, g = draw(SIZES[0])
-step = jax.jit(lambda *arrays: run(ours, *arrays, 5, jnp.float32))
-put = jax.device_put
-arguments = put(waveforms, rows), put(weights, whole), put(g, rows)
-compiled = step.lower(*arguments).compile()
-assert "all-gather" not in compiled.as_text()
-alone = step(waveforms, weights, g)
-for split, expected in zip(compiled(*arguments), alone, strict=True):
-    assert split.sharding.is_equivalent_to(rows if split.ndim == 3 else whole, split.ndim)
-    np.testing.assert_allclose(split, expected, rtol=1e-5, atol=1e-4)
-"""
-
-
-def test_two_devices_compute_the_same_each_for_its_own_row() -> None:
-    subprocess.run([sys.executable, "-c", ON_TWO_DEVICES], cwd=Path(__file__).parent, check=True)
-
-
 LAYERS = [(24, 10, 5), (24, 3, 2)]
 
 
@@ -178,23 +134,20 @@ LAYERS = [(24, 10, 5), (24, 3, 2)]
     [({}, True), ({"extractor_conv_bias": True}, False), ({"extractor_mode": "group_norm"}, False)],
 )
 def test_the_extractor_takes_it_for_waveforms_under_layer_norm(
-    fields: dict[str, Any], takes: bool, monkeypatch: pytest.MonkeyPatch
+    fields: dict[str, Any], takes: bool, kernels: Any
 ) -> None:
     extractor = FeatureExtractor(
         ModelConfig(extractor_conv_layer_config=LAYERS, **fields), jnp.float32
     )
-    waveforms = draw(SIZES[0])[0]
+    waveforms, kernel = draw(SIZES[0])[0], interpreted("first layer")
+    kernels({})
     params = extractor.init(jax.random.key(0), waveforms)
     expected = extractor.apply(params, waveforms)
-    asked = set()
-
-    def load(name: str, _: str, *arguments: Any) -> Any:
-        if name != "first layer":
-            return None
-        asked.add(arguments)
-        return INTERPRETED
-
-    monkeypatch.setattr(own_kernels, "load", load)
+    asked = []
+    module: Any = SimpleNamespace(
+        forward=kernel.module.forward, self_test=lambda *shape: asked.append(shape) or 0.0
+    )
+    kernels({"first layer": kernel._replace(module=module)})
     found = extractor.apply(params, waveforms)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    assert asked == ({(jnp.float32, 10, 24)} if takes else set())
+    assert asked == ([(jnp.float32, 10, 24)] if takes else [])

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tiny
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from spidr_jax.ops.grouped_conv import grouped_conv
 from spidr_jax.ops.kernels import grouped_conv as grouped_conv_kernel
@@ -79,31 +78,6 @@ def test_the_gpu_kernels_compute_the_same(
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-3)
 
 
-def test_devices_add_up_the_gpu_kernels_gradient() -> None:
-    """Run this file, below, where there are two devices."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-    subprocess.run(
-        [sys.executable, __file__],
-        check=True,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-    )
-
-
-def compare_two_devices() -> None:
-    keys = jax.random.split(jax.random.key(0), 3)
-    x, g = (jax.random.normal(key, (4, 9, 12)) for key in keys[:2])
-    kernel = jax.random.normal(keys[2], (5, 6, 12))
-    gradients = partial(grouped_conv_kernel.gradients, interpret=True)
-    mesh = jax.make_mesh((2,), ("data",))
-    rows, whole = (NamedSharding(mesh, PartitionSpec(*names)) for names in (("data",), ()))
-    split = jax.jit(gradients, in_shardings=(rows, whole, rows), out_shardings=(rows, whole))
-    for own, other in zip(split(x, kernel, g), gradients(x, kernel, g), strict=True):
-        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-5)
-    compiled = split.lower(x, kernel, g).compile().as_text()
-    assert "all-gather" not in compiled
-    assert compiled.count(" all-reduce(") == 1
-
-
 def test_bfloat16_stays() -> None:
     x, kernel = jnp.ones((2, 6, 4), jnp.bfloat16), jnp.ones((3, 2, 4), jnp.bfloat16)
     value, back = jax.vjp(grouped_conv, x, kernel, kernel[0, 0])
@@ -127,7 +101,3 @@ def test_a_compilation_cache_knows_the_step_for_several_devices_again(tmp_path: 
         command = [sys.executable, "-m", "spidr_jax.main", *tiny.flags(config)]
         subprocess.run(command, env=os.environ | variables, check=True, timeout=500)
         assert len(list((tmp_path / "cache").glob("jit_train_step-*-cache"))) == 1
-
-
-if __name__ == "__main__":
-    compare_two_devices()

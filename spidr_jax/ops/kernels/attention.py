@@ -1,8 +1,8 @@
 """Attention with dropout in kernels of our own, for GPUs: no [T, T] array reaches their memory.
 
-The algorithm is FlashAttention-2's (arXiv 2307.08691). Dropout's masks are
-`dropout.keep_weights`', computed again wherever they are used. The kernels read queries, keys and
-values where their projection has put them, and put the gradients there, so that nothing is
+The algorithm is FlashAttention-2's (arXiv 2307.08691). Dropout's masks are those of
+`dropout.attention_keep_mask`, computed again wherever they are used. The kernels read queries, keys
+and values where their projection has put them, and put the gradients there, so that nothing is
 transposed.
 
 B batch, T frames, H heads, d width of a head.
@@ -19,10 +19,11 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from spidr_jax.ops.dispatch import difference, run_now
-from spidr_jax.ops.dropout import factors, keep_pairs
+from spidr_jax.ops import reference
+from spidr_jax.ops.dropout import keep_pairs, pair_hashes
 from spidr_jax.ops.kernels.ptx_math import exp2, fma
-from spidr_jax.ops.partition import by_rows
+from spidr_jax.ops.kernels.self_test import largest_error
+from spidr_jax.ops.partition import partition_batch
 
 Q, K, V = 0, 1, 2
 BLOCK = 64  # queries or keys: that a program has, and that it takes at a time
@@ -33,79 +34,72 @@ _BITS = math.log2(math.e)  # exp(x) is exp2 of _BITS x, which is one instruction
 _LOWEST = -(2.0**120)  # a row without frames gets some numbers, not NaN: its products are exact
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def attention(
-    qkv: jax.Array, lengths: jax.Array, seeds: jax.Array, rate: float, interpret: bool = False
+    qkv: jax.Array,
+    frame_mask: jax.Array | None,
+    seeds: jax.Array | None,
+    rate: float,
+    interpret: bool = False,
 ) -> jax.Array:
-    """Attend from every frame to the first `lengths` of its utterance.
+    """`ops.attention.attention`, for d a power of two from 16 on.
 
-    Args:
-        qkv: [B, T, 3, H, d], d a power of two from 16 on.
-        lengths: int32 [B], from 1 on.
-        seeds: uint32 [B, 2] of the dropout of the weights.
-        rate: of that dropout, 0 for none.
-        interpret: have JAX compute the kernels step by step, on any device, for tests.
-
-    Returns:
-        [B, T, H, d]; softmax and sums are float32.
+    `interpret` has JAX compute the kernels step by step, on any device, for tests.
     """
+    rows, frames = qkv.shape[:2]
+    lengths = jnp.full(rows, frames) if frame_mask is None else frame_mask.sum(axis=1)
+    seeds = jnp.zeros((rows, 2), jnp.uint32) if seeds is None else seeds
+    return _attention(qkv, lengths.astype(jnp.int32), seeds, rate, interpret)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _attention(
+    qkv: jax.Array, lengths: jax.Array, seeds: jax.Array, rate: float, interpret: bool
+) -> jax.Array:
     return _calls(rate, interpret)[0](qkv, lengths, seeds)[0]
 
 
 def _forward(
     qkv: jax.Array, lengths: jax.Array, seeds: jax.Array, rate: float, interpret: bool
 ) -> tuple[jax.Array, Saved]:
-    output, wide, levels = _calls(rate, interpret)[1](qkv, lengths, seeds)
-    return output, (qkv, lengths, seeds, wide, levels)
+    output, wide, log_sums = _calls(rate, interpret)[1](qkv, lengths, seeds)
+    return output, (qkv, lengths, seeds, wide, log_sums)
 
 
 def _backward(
     rate: float, interpret: bool, saved: Saved, g: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    qkv, lengths, seeds, wide, levels = saved
+    qkv, lengths, seeds, wide, log_sums = saved
     sums = (g.astype(jnp.float32) * wide).sum(axis=-1).swapaxes(1, 2)  # [B, H, T]
     sums *= 1 - rate
-    gradient = _calls(rate, interpret)[2](qkv, lengths, seeds, g, levels, sums)
+    gradient = _calls(rate, interpret)[2](qkv, lengths, seeds, g, log_sums, sums)
     return gradient, None, None
 
 
-attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, _backward)
 
 
-def largest_error(
-    dtype: Any, width: int, plain: Callable[..., jax.Array], interpret: bool = False
-) -> float:
+def self_test(dtype: Any, width: int, interpret: bool = False) -> float:
     """Run the kernels on noise; the largest relative error of value and gradients.
 
     Args:
-        dtype: of qkv.
-        width: of a head.
-        plain: what they should compute, from q, k, v, mask of valid frames, seeds and rate.
+        dtype: type of qkv.
+        width: width of a head.
         interpret: as for `attention`.
     """
     draw = np.random.default_rng(0)
-    lengths = np.array([200, 77], np.int32)
-    frame_mask = np.arange(200) < lengths[:, None]
+    frame_mask = np.arange(200) < np.array([[200], [77]])
     seeds = draw.integers(2**32, size=(2, 2), dtype=np.uint32)
     qkv = draw.standard_normal((2, 200, 3, 2, width)).astype(dtype)
     g = draw.standard_normal((2, 200, 2, width)).astype(dtype)
 
-    def ours(qkv: jax.Array, rate: float = 0.1) -> jax.Array:
-        return attention(qkv, lengths, seeds, rate, interpret)
+    def run(attend: Callable[..., jax.Array], qkv: jax.Array, g: jax.Array) -> list[jax.Array]:
+        value, back = jax.vjp(lambda qkv: attend(qkv, frame_mask, seeds, 0.1), qkv)
+        return [value, *back(g), attend(qkv, frame_mask, None, 0.0)]
 
-    def theirs(qkv: jax.Array, rate: float = 0.1) -> jax.Array:
-        return plain(*(qkv[:, :, i] for i in range(3)), frame_mask, seeds if rate else None, rate)
-
-    def error(qkv: jax.Array, g: jax.Array) -> jax.Array:
-        (found, back), (expected, plain_back) = jax.vjp(ours, qkv), jax.vjp(theirs, qkv)
-        pairs = [
-            (found, expected),
-            (back(g)[0], plain_back(g)[0]),
-            (ours(qkv, 0.0), theirs(qkv, 0.0)),
-        ]
-        return difference(*zip(*pairs, strict=True))
-
-    return run_now(error, qkv, g)
+    ours = partial(attention, interpret=interpret)
+    return largest_error(
+        lambda *arrays: (run(ours, *arrays), run(reference.attention, *arrays)), qkv, g
+    )
 
 
 @cache
@@ -114,7 +108,7 @@ def _calls(rate: float, interpret: bool) -> tuple[Callable[..., Any], ...]:
 
     def split(call: Callable[..., Any], arrays: str, **more: Any) -> Callable[..., Any]:
         options = {"rate": rate, "interpret": interpret, **more}
-        return by_rows(lambda *each: call(*each, **options), f"b t c h d, b, b s{arrays}")
+        return partition_batch(lambda *each: call(*each, **options), f"b t c h d, b, b s{arrays}")
 
     return (
         split(_call_forward, " -> b u e f", saves=False),
@@ -132,13 +126,13 @@ def _call_forward(
     rate: float,
     interpret: bool,
 ) -> list[jax.Array]:
-    """The output [B, T, H, d] in the type of qkv; for gradients also in float32, and the levels.
+    """The output [B, T, H, d] in the type of qkv; for gradients float32, too, and log-sum-exps.
 
-    A level, of [B, H, T], is the binary logarithm of the sum of a query's exponentiated scores.
+    These, [B, H, T], are binary logarithms of the sum of a query's exponentiated scores.
     """
     rows, frames, _, heads, width = qkv.shape
     output = jax.ShapeDtypeStruct((rows, frames, heads, width), qkv.dtype)
-    levels = jax.ShapeDtypeStruct((rows, heads, frames), jnp.float32)
+    log_sums = jax.ShapeDtypeStruct((rows, heads, frames), jnp.float32)
     results = 3 if saves else 1
     return pl.pallas_call(
         partial(_forward_kernel, frames=frames, rate=rate, interpret=interpret),
@@ -150,11 +144,11 @@ def _call_forward(
             _spec_keys(frames),
         ],
         out_specs=[*[_spec_output(frames, width)] * 2, _spec_scalars(frames)][:results],
-        out_shape=[output, output.update(dtype=jnp.float32), levels][:results],
+        out_shape=[output, output.update(dtype=jnp.float32), log_sums][:results],
         compiler_params=_COMPILER,
         interpret=interpret,
         name="attention_forward",
-    )(qkv, lengths, *factors(seeds, heads, frames))
+    )(qkv, lengths, *pair_hashes(seeds, heads, frames))
 
 
 def _call_backward(
@@ -162,7 +156,7 @@ def _call_backward(
     lengths: jax.Array,
     seeds: jax.Array,
     g: jax.Array,
-    levels: jax.Array,
+    log_sums: jax.Array,
     sums: jax.Array,
     *,
     rate: float,
@@ -189,7 +183,7 @@ def _call_backward(
         compiler_params=_COMPILER,
         interpret=interpret,
         name="attention_backward",
-    )(qkv, lengths, *factors(seeds, heads, frames), g, levels, sums)
+    )(qkv, lengths, *pair_hashes(seeds, heads, frames), g, log_sums, sums)
 
 
 # What a program (row, head, block) is given: all frames of its row and head.
@@ -216,12 +210,12 @@ def _spec_keys(frames: int) -> pl.BlockSpec:
 
 
 def _forward_kernel(
-    qkv: Any, length: Any, query_factors: Any, key_factors: Any, output: Any, *saved: Any,
+    qkv: Any, length: Any, query_hashes: Any, key_hashes: Any, output: Any, *saved: Any,
     frames: int, rate: float, interpret: bool,
 ) -> None:  # fmt: skip
     start = pl.program_id(2) * BLOCK
     q, is_frame = _load(qkv, start, frames, Q)
-    own_factors = _load_scalars(query_factors, start, frames)
+    own_hashes = _load_scalars(query_hashes, start, frames)
     factor = _scale(q) * _BITS
 
     def attend(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -234,8 +228,8 @@ def _forward_kernel(
         powers = exp2(scores, factor, (higher * factor)[:, None], interpret)
         shrink = jnp.exp2((peaks - higher) * factor)
         totals = totals * shrink + powers.sum(axis=1)
-        their_factors = _load_scalars(key_factors, i * BLOCK, frames)
-        powers = _zero(powers, own_factors[:, None], their_factors[None], rate)
+        key_hashes_here = _load_scalars(key_hashes, i * BLOCK, frames)
+        powers = _apply_mask(powers, own_hashes[:, None], key_hashes_here[None], rate)
         sums = sums * shrink[:, None] + triton.dot(powers.astype(v.dtype), v)
         return higher, totals, sums
 
@@ -249,13 +243,13 @@ def _forward_kernel(
     place = pl.ds(start, BLOCK)
     triton.store(output.at[place], sums.astype(output.dtype), mask=is_frame[:, None])
     if saved:
-        wide, levels = saved
+        wide, log_sums = saved
         triton.store(wide.at[place], sums, mask=is_frame[:, None])
-        triton.store(levels.at[place], peaks * factor + jnp.log2(totals), mask=is_frame)
+        triton.store(log_sums.at[place], peaks * factor + jnp.log2(totals), mask=is_frame)
 
 
 def _backward_kernel(
-    qkv: Any, length: Any, query_factors: Any, key_factors: Any, g: Any, levels: Any, sums: Any,
+    qkv: Any, length: Any, query_hashes: Any, key_hashes: Any, g: Any, log_sums: Any, sums: Any,
     gradient: Any, *, frames: int, rate: float, interpret: bool,
 ) -> None:  # fmt: skip
     """A program has some frames, first as keys of all queries, then as queries of all keys."""
@@ -278,16 +272,16 @@ def _backward_kernel(
         slopes = triton.dot(v, g, trans_b=True) if keys_first else triton.dot(g, v, trans_b=True)
         along = (lambda x: x[None]) if keys_first else (lambda x: x[:, None])
         across = (lambda x: x[:, None]) if keys_first else (lambda x: x[None])
-        levels_here = along(_load_scalars(levels, first_query, frames, jnp.inf))
+        log_sums_here = along(_load_scalars(log_sums, first_query, frames, jnp.inf))
         sums_here = along(_load_scalars(sums, first_query, frames))
-        factors_here = (
-            along(_load_scalars(query_factors, first_query, frames)),
-            across(_load_scalars(key_factors, first_key, frames)),
+        hashes_here = (
+            along(_load_scalars(query_hashes, first_query, frames)),
+            across(_load_scalars(key_hashes, first_key, frames)),
         )
-        powers = exp2(scores, _scale(q) * _BITS, levels_here, interpret)
+        powers = exp2(scores, _scale(q) * _BITS, log_sums_here, interpret)
         if not keys_first:  # else they do not meet
             powers = jnp.where(is_key(first_key)[None], powers, 0)
-        dropped = _zero(powers, *factors_here, rate)
+        dropped = _apply_mask(powers, *hashes_here, rate)
         slopes = fma(dropped, slopes, powers * -sums_here, interpret)
         return dropped.astype(v.dtype), slopes.astype(q.dtype)
 
@@ -334,6 +328,6 @@ def _scale(q: jax.Array) -> float:
     return float(q.shape[-1] ** -0.5)
 
 
-def _zero(x: jax.Array, query: jax.Array, key: jax.Array, rate: float) -> jax.Array:
-    """As `dropout.zero` of weights, of queries and keys with these factors."""
+def _apply_mask(x: jax.Array, query: jax.Array, key: jax.Array, rate: float) -> jax.Array:
+    """`dropout.apply_mask` of weights of queries and keys with these hashes."""
     return jnp.where(keep_pairs(query, key, rate), x, 0) if rate else x

@@ -15,9 +15,10 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from spidr_jax.ops.dispatch import difference, run_now
-from spidr_jax.ops.kernels import ptx_math as kernel_math
-from spidr_jax.ops.partition import by_rows
+from spidr_jax.ops import reference
+from spidr_jax.ops.kernels import ptx_math
+from spidr_jax.ops.kernels.self_test import largest_error
+from spidr_jax.ops.partition import partition_batch
 
 FRAMES, CHANNELS = 64, 64  # that a program computes at a time
 PROGRAMS = 384  # of the backward pass, about: three for each core of an H100
@@ -54,12 +55,12 @@ def gradients(
     return sums[: len(weights)], scales
 
 
-def largest_error(dtype: Any, taps: int, channels: int, interpret: bool = False) -> float:
+def self_test(dtype: Any, taps: int, channels: int, interpret: bool = False) -> float:
     """Run the kernels on noise; the largest relative error of their results.
 
     Args:
-        dtype: of x, weights and g.
-        taps: K, all but the last two terms.
+        dtype: type of x, weights and g.
+        taps: number of terms but for the last two.
         channels: D.
         interpret: as for `forward`.
     """
@@ -69,18 +70,15 @@ def largest_error(dtype: Any, taps: int, channels: int, interpret: bool = False)
     weights = (draw.standard_normal((terms, channels)) / np.sqrt(terms)).astype(dtype)
     g = draw.standard_normal((*x.shape[:2], channels)).astype(dtype)
 
-    def plain(x: jax.Array, weights: jax.Array) -> jax.Array:
-        return jax.nn.gelu((x @ weights).astype(jnp.float32), approximate=False)
-
-    def error(x: jax.Array, weights: jax.Array, g: jax.Array) -> jax.Array:
+    def compare(x: jax.Array, weights: jax.Array, g: jax.Array) -> Any:
         found = forward(x, weights, interpret), *gradients(x, weights, g, taps, interpret)
         wide = [each.astype(jnp.float32) for each in (x, weights, g)]
-        value, back = jax.vjp(plain, *wide[:2])
+        value, back = jax.vjp(lambda x, weights: reference.gelu(x @ weights), *wide[:2])
         x_gradient, sums = back(wide[2])
         scales = (x_gradient * wide[0])[..., :taps].sum(axis=-1)
-        return difference(found, (value, sums, scales))
+        return found, (value, sums, scales)
 
-    return run_now(error, x, weights, g)
+    return largest_error(compare, x, weights, g)
 
 
 def _pad(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -102,7 +100,7 @@ def _forward_call(interpret: bool) -> Any:
             name="first_layer_forward",
         )(x, weights)
 
-    return by_rows(call, "b t k, l d -> b u e", whole=(1,))
+    return partition_batch(call, "b t k, l d -> b u e", whole=(1,))
 
 
 @cache
@@ -122,7 +120,7 @@ def _backward_call(scaled: int, interpret: bool) -> Any:
         )(x, weights, g)
         return sums.sum(axis=(0, 1)), scales.sum(axis=1)  # here: other devices have other programs
 
-    return by_rows(call, "b t k, l d, b u e -> m f, b s", whole=(1,), summed=(0,))
+    return partition_batch(call, "b t k, l d, b u e -> m f, b s", whole=(1,), summed=(0,))
 
 
 def _forward_kernel(x: Any, weights: Any, y: Any, *, interpret: bool) -> None:
@@ -130,7 +128,7 @@ def _forward_kernel(x: Any, weights: Any, y: Any, *, interpret: bool) -> None:
     frames = pl.program_id(1) * FRAMES + jnp.arange(FRAMES)
     terms = jnp.arange(len(weights))
     product = triton.dot(_load(x, row, frames, terms), _load(weights, terms, channels))
-    _store(kernel_math.gelu(product, interpret), y, row, frames, channels)
+    _store(ptx_math.gelu(product, interpret), y, row, frames, channels)
 
 
 def _backward_kernel(
@@ -143,7 +141,7 @@ def _backward_kernel(
     def step(i: jax.Array, total: jax.Array) -> jax.Array:
         frames = (i * programs + program) * FRAMES + jnp.arange(FRAMES)
         x_here = _load(x, row, frames, terms)
-        slopes = kernel_math.gelu_slope(triton.dot(x_here, weights_here), interpret)
+        slopes = ptx_math.gelu_slope(triton.dot(x_here, weights_here), interpret)
         slopes *= _load(g, row, frames, channels).astype(jnp.float32)
         slopes = slopes.astype(x.dtype)
         gradient = triton.dot(slopes, weights_here, trans_b=True) * x_here.astype(jnp.float32)

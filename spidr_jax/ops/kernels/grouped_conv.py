@@ -17,8 +17,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from spidr_jax.ops.dispatch import difference, run_now
-from spidr_jax.ops.partition import by_rows
+from spidr_jax.ops import reference
+from spidr_jax.ops.kernels.self_test import largest_error
+from spidr_jax.ops.partition import partition_batch
 
 # The convolution: frames that a program has, places of their windows that it takes at a time.
 FRAMES, PLACES = 128, 64
@@ -56,16 +57,15 @@ def gradients(
     )
 
 
-def largest_error(
-    dtype: Any, shape: tuple[int, int, int], groups: int, plain: Any, interpret: bool = False
+def self_test(
+    dtype: Any, shape: tuple[int, int, int], groups: int, interpret: bool = False
 ) -> float:
     """Run the kernels on noise; the largest relative error of value and gradients.
 
     Args:
-        dtype: of all arrays.
-        shape: of the convolution's kernel, [K, C / G, D].
-        groups: G.
-        plain: what they should compute, from x, kernel and bias.
+        dtype: type of all arrays.
+        shape: shape of the convolution's kernel, [K, C / G, D].
+        groups: number of groups, G.
         interpret: as for `forward`.
     """
     taps, channels, outputs = shape
@@ -75,12 +75,13 @@ def largest_error(
     bias = draw.standard_normal(outputs).astype(dtype)
     g = draw.standard_normal((2, 300 + (taps % 2 == 0), outputs)).astype(dtype)
 
-    def error(x: jax.Array, kernel: jax.Array, bias: jax.Array, g: jax.Array) -> jax.Array:
-        expected, back = jax.vjp(plain, x, kernel, bias)
+    def compare(*arrays: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+        x, kernel, bias, g = arrays
+        expected, back = jax.vjp(reference.grouped_conv, x, kernel)
         found = [forward(x, kernel, bias, interpret), *gradients(x, kernel, g, interpret)]
-        return difference(found, [expected, *back(g)[:2]])
+        return found, [expected + bias, *back(g)]
 
-    return run_now(error, x, kernel, bias, g)
+    return largest_error(compare, x, kernel, bias, g)
 
 
 def _convolve(
@@ -115,7 +116,7 @@ def _convolution(channels: int, left: int, frames: int, interpret: bool) -> Any:
             name="grouped_conv",
         )(x, kernel, bias)
 
-    return by_rows(call, "b t c, l k d, f -> b s e", whole=(1, 2))
+    return partition_batch(call, "b t c, l k d, f -> b s e", whole=(1, 2))
 
 
 class _Tile(NamedTuple):
@@ -169,7 +170,7 @@ def _correlation(taps: int, channels: int, interpret: bool) -> Any:
         found = found.transpose(1, 4, 2, 3, 0, 5)  # programs, shifts, taps, C / G, G, D / G
         return found.reshape(-1, channels, groups * own)[:taps]
 
-    return by_rows(call, "b t c, b s d -> k i e", summed=(0,))
+    return partition_batch(call, "b t c, b s d -> k i e", summed=(0,))
 
 
 def _power(number: int, least: int = 16) -> int:

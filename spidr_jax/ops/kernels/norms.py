@@ -15,12 +15,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from spidr_jax.ops.dispatch import difference, run_now
-from spidr_jax.ops.dropout import keep_at
-from spidr_jax.ops.kernels import ptx_math as kernel_math
-from spidr_jax.ops.partition import by_rows
+from spidr_jax.ops import reference
+from spidr_jax.ops.dropout import apply_dropout, keep_mask_at
+from spidr_jax.ops.kernels import ptx_math
+from spidr_jax.ops.kernels.self_test import largest_error
+from spidr_jax.ops.partition import partition_batch
 
-EPSILON = 1e-5
 PROGRAMS, FRAMES = 128, (8, 128)  # about so many an utterance, within these frames a program
 WARPS = 2
 Gradients = tuple[jax.Array | None, ...]
@@ -106,7 +106,7 @@ def _forward_call(
         return _run("norm_forward", kernel, (True, *there), arrays, results, interpret)
 
     rule = _rule((True, "b t d"), (scale, "f"), (bias, "h"))
-    return by_rows(call, f"{rule} -> b u e, b v, b w", range(1, 1 + scale + bias))
+    return partition_batch(call, f"{rule} -> b u e, b v, b w", range(1, 1 + scale + bias))
 
 
 @cache
@@ -125,7 +125,7 @@ def _backward_call(
 
     inputs = _rule((True, "b t d, b u e, b a, b c"), (scale, "f"), (bias, "h"), (seeds, "b s"))
     outputs = _rule((True, "b v i"), (seeds, "b w j"), (scale, "b p k"), (bias, "b q l"))
-    return by_rows(call, f"{inputs} -> {outputs}", range(4, 4 + scale + bias))
+    return partition_batch(call, f"{inputs} -> {outputs}", range(4, 4 + scale + bias))
 
 
 def _rule(*axes: tuple[bool, str]) -> str:
@@ -192,9 +192,9 @@ def _forward_kernel(
         (x,) = rows
         mean = x.sum() * share
         centred = jnp.where(real, x - mean, 0)
-        inverse = lax.rsqrt((centred * centred).sum() * share + EPSILON)
+        inverse = lax.rsqrt((centred * centred).sum() * share + reference.EPSILON)
         y = _affine(centred * inverse, scale, bias, interpret)
-        y = kernel_math.gelu(y, interpret) if gelu else y
+        y = ptx_math.gelu(y, interpret) if gelu else y
         triton.store(y_ref.at[*place, columns], y.astype(y_ref.dtype), mask=real)
         triton.store(means_ref.at[*place], mean)
         triton.store(inverses_ref.at[*place], inverse)
@@ -231,17 +231,17 @@ def _backward_kernel(
         inverse = triton.load(inverses_ref.at[*place])
         standard = jnp.where(real, (x - triton.load(means_ref.at[*place])) * inverse, 0)
         if gelu:
-            g *= kernel_math.gelu_slope(_affine(standard, scale, bias, interpret), interpret)
-        sums = kernel_math.fma(g, standard, sums[0], interpret), sums[1] + g
+            g *= ptx_math.gelu_slope(_affine(standard, scale, bias, interpret), interpret)
+        sums = ptx_math.fma(g, standard, sums[0], interpret), sums[1] + g
         g = g if scale is None else g * scale
         means = g.sum() * share, (g * standard).sum() * share
-        gradient = inverse * kernel_math.fma(standard, -means[1], g - means[0], interpret)
+        gradient = inverse * ptx_math.fma(standard, -means[1], g - means[0], interpret)
         gradient = gradient.astype(gradient_ref.dtype)
         triton.store(gradient_ref.at[*place, columns], gradient, mask=real)
         if seeds is not None:
             index = (place[1] * x_ref.shape[2] + columns).astype(jnp.uint32)
             scaled = (gradient.astype(jnp.float32) * (1 / (1 - rate))).astype(gradient.dtype)
-            kept = jnp.where(keep_at(index, *seeds, rate), scaled, 0)
+            kept = jnp.where(keep_mask_at(index, *seeds, rate), scaled, 0)
             triton.store(dropped_ref.at[*place, columns], kept, mask=real)
         return sums
 
@@ -295,21 +295,17 @@ def _each_frame(refs: tuple[Any, ...], compute: Callable[..., Any], carry: Any) 
 
 def _affine(x: Row, scale: Row | None, bias: Row | None, interpret: bool) -> Row:
     if scale is not None and bias is not None:
-        return kernel_math.fma(x, scale, bias, interpret)
+        return ptx_math.fma(x, scale, bias, interpret)
     x = x if scale is None else x * scale
     return x if bias is None else x + bias
 
 
-def largest_error(
-    dtype: Any, width: int, plain: Callable[..., Any], interpret: bool = False
-) -> float:
+def self_test(dtype: Any, width: int, interpret: bool = False) -> float:
     """Run the kernels on noise; the largest relative error of their results.
 
     Args:
-        dtype: of x.
+        dtype: type of x.
         width: D.
-        plain: gives the result and the gradients that they should, from x, g, scale, bias, seeds,
-            rate and gelu.
         interpret: as for `forward`.
     """
     draw = np.random.default_rng(0)
@@ -317,10 +313,14 @@ def largest_error(
     scale, bias = 1 + 0.1 * draw.standard_normal((2, width)).astype(np.float32)
     seeds = draw.integers(2**32, size=(2, 2), dtype=np.uint32)
 
-    def error(x: Any, g: Any, scale: Any, bias: Any, seeds: Any) -> jax.Array:
-        y, mean, inverse = forward(x, scale, bias, True, interpret)
-        rest = g, scale, bias, seeds, 0.1, True
-        found: Any = gradients(x, mean, inverse, *rest, interpret)
-        return difference([y, *found], plain(x, *rest))
+    def compare(x: Any, g: Any, scale: Any, bias: Any, seeds: Any) -> Any:
+        def plain(x: jax.Array, dropped: jax.Array, *affine: jax.Array) -> jax.Array:
+            return reference.layer_norm_gelu(x + apply_dropout(dropped, seeds, 0.1), *affine)
 
-    return run_now(error, x, g, scale, bias, seeds)
+        y, mean, inverse = forward(x, scale, bias, True, interpret)
+        rest = scale, bias, seeds, 0.1, True, interpret
+        found = gradients(x, mean, inverse, g, *rest)
+        expected, back = jax.vjp(plain, x, jnp.zeros_like(x), scale, bias)
+        return [y, *found], [expected, *back(g)]
+
+    return largest_error(compare, x, g, scale, bias, seeds)

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import triton
 
-from spidr_jax.ops.kernels import ptx_math as kernel_math
+from spidr_jax.ops.kernels import ptx_math
 
 X = np.concatenate([np.linspace(-12, 12, 4801), [0.0, -0.0, 1e-30, -1e-30, 100, -100]])
 X = X.astype(np.float32)
 Y, Z = X[::-1].copy(), np.cos(X)
 FUNCTIONS: dict[str, Callable[[bool], jax.Array]] = {
-    "fma": lambda interpret: kernel_math.fma(jnp.asarray(X), Y, Z, interpret),
-    "exp2": lambda interpret: kernel_math.exp2(jnp.asarray(X), 1.2, Z, interpret),
-    "gelu": lambda interpret: kernel_math.gelu(jnp.asarray(X), interpret),
-    "gelu_slope": lambda interpret: kernel_math.gelu_slope(jnp.asarray(X), interpret),
+    "fma": lambda interpret: ptx_math.fma(jnp.asarray(X), Y, Z, interpret),
+    "exp2": lambda interpret: ptx_math.exp2(jnp.asarray(X), 1.2, Z, interpret),
+    "gelu": lambda interpret: ptx_math.gelu(jnp.asarray(X), interpret),
+    "gelu_slope": lambda interpret: ptx_math.gelu_slope(jnp.asarray(X), interpret),
 }
 # Source: NVIDIA's PTX ISA, "Floating-Point Instructions"
 PTX: dict[str, Callable[..., Any]] = {
