@@ -68,7 +68,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_named(
     poison(monkeypatch, 3)
     state = run_to_end(config)
     output = capsys.readouterr().out
-    rows = tiny.open_run(config).plan.batch(2).rows
+    rows = tiny.open_run(config).task.data.plan.batch(2).rows
     names = ", ".join(f"u{row:02d}" for row in rows)
     assert "step 3: loss or gradient not finite, update skipped (1 so far, 1 in a row)" in output
     assert names in output
