@@ -148,7 +148,7 @@ def _loop(run: Run, state: State, log: ProgressLog, stop: Stop) -> State:
     name_batch = lambda step: data.name_batch(step - 1)  # noqa: E731
     skipped = SkippedUpdates(int(getattr(state, "skipped", 0)), config.max_skipped, name_batch)
     programs = Programs(task, run.mesh, config.sharding.fsdp)
-    with programs, _open_batches(run, start) as batches:
+    with closing(programs), _open_batches(run, start) as batches:
         for step in range(start + 1, config.steps + 1):
             batch = _next_batch(run, state, log, batches, step)
             state, values = _dispatch(run, programs, state, batch, key, step)

@@ -7,8 +7,7 @@ import time
 from collections.abc import Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -20,7 +19,7 @@ from spidr_jax.train.task import Batch, Task
 
 
 class Programs:
-    """The training step's programs, by phase and shapes of the batch; a context manager."""
+    """The training step's programs, by phase and shapes of the batch."""
 
     def __init__(self, task: Task, mesh: Mesh, fsdp: bool) -> None:
         """Compile nothing yet."""
@@ -28,15 +27,7 @@ class Programs:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._futures: dict[Any, Future[jax.stages.Compiled]] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Leave out what is not begun, and wait for what is: a compilation cannot be stopped."""
         if any(future.running() for future in self._futures.values()):
             watchdog.beat(watchdog.SLOW_SECONDS)

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,7 +91,7 @@ def test_a_program_from_the_background_is_the_jitted_step(run: Run) -> None:
     batch = placement.put_batch(batch, mesh)
     key = jax.jit(lambda: jax.random.key(3), out_shardings=placement.replicated(mesh))()
     results = []
-    with open_programs(run) as programs:
+    with closing(open_programs(run)) as programs:
         programs.prepare([shapes], phase=0)
         jitted = placement.jit_step(task, mesh, fsdp=False)
         for step in (programs.get(batch, phase=0), jitted):
@@ -122,7 +123,7 @@ def fake_compiler(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_what_has_not_begun_is_compiled_at_once_and_the_rest_left_out_at_the_end(
     run: Run, fake_compiler: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with open_programs(run) as programs:
+    with closing(open_programs(run)) as programs:
         programs.prepare(map(kind, (10, 11, 12)), phase=0)
         assert fake_compiler["begun"].wait(20)
         assert not programs.ready(abstract(11), 0)
@@ -138,7 +139,7 @@ def test_an_error_in_the_background_is_raised_where_the_program_is_needed(
     run: Run, fake_compiler: dict[str, Any]
 ) -> None:
     fake_compiler["go"].set()
-    with open_programs(run) as programs:
+    with closing(open_programs(run)) as programs:
         programs.prepare(map(kind, (13, 14)), phase=1)
         assert programs.get(abstract(14), 1) == (14, 1)
         with pytest.raises(MemoryError, match="no room for 13"):
