@@ -72,7 +72,7 @@ def learning(runs: Sequence[Run]) -> str:
     if codes:
         least = least_perplexity(codes)
         loss.append(_level(runs, "chance", math.log(codes), SOFT, 1))
-        use.append(_level(runs, "collapse", least / 2, BAD, 0))
+        use.append(_level(runs, "collapse", least / 2, BAD, 1)._replace(alpha=0))
         panels[1] = _Panel(f"perplexity, codes of {codes}", use, 1.03 * codes, least)
     return _stacked(runs, panels)
 

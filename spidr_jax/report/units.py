@@ -89,7 +89,8 @@ def draw_matrix(found: quality.PhoneUnitMatrix, width: float, height: float) -> 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         size = min(10, 0.65 * height / phones)
-        figure.subplots_adjust(left=3.2 * size / width + 0.02, right=0.99, top=0.94, bottom=0.11)
+        left = min(0.8 * size * max(map(len, found.phones)) / width + 0.02, 0.4)
+        figure.subplots_adjust(left=left, right=0.99, top=0.94, bottom=0.11)
         shade = np.empty((phones, units, 4))
         shade[..., :3], shade[..., 3] = _CELL, found.probability
         axes.imshow(shade, aspect="auto", interpolation="none")
