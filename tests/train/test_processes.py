@@ -181,7 +181,7 @@ def test_one_of_two_is_told_to_stop_and_later_hangs(manifest: Path, tmp_path: Pa
     assert metrics.read(lines)[-1]["step"] == stopped
 
     with Group(tmp_path / "hang", config, 2) as group:
-        group.wait_for(f"goes on after step {stopped}\n")
+        group.wait_for(f"resumes after step {stopped}\n")
         group.wait_for(f"step {stopped + 2:>7}/")
         group.processes[1].send_signal(signal.SIGSTOP)
         began = time.monotonic()
