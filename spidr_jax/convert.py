@@ -20,9 +20,6 @@ from spidr_jax.data.files import making_folder, replacing
 from spidr_jax.weights import load as stored
 from spidr_jax.weights import register, torch_files, torch_names
 from spidr_jax.weights.reference_config import MODEL_TYPES, to_reference
-from spidr_jax.weights.torch_names import from_torch, to_torch
-
-__all__ = ["from_torch", "from_torch_file", "main", "to_torch", "to_torch_file"]
 
 
 def to_torch_file(
@@ -58,11 +55,8 @@ def to_torch_file(
         _refuse_existing(out)
         if config_file.exists() and config_file.read_text() != text:
             raise FileExistsError(f"{config_file}: is there, of another model; --force replaces it")
-    if student_only:
-        state = torch_names.student_to_torch(model.arrays["params"])
-    else:
-        state = torch_names.parts_to_torch(model.arrays)
-    torch_names.check(str(source), state, model.config, student_only)
+    state = torch_names.to_torch(model.arrays)
+    torch_names.check(str(source), state, model.config, model.arrays)
     torch_files.write(out, state | {torch_names.STEP: np.array([model.step], np.int64)})
     with replacing(config_file) as partial:
         partial.write_text(text)
@@ -98,7 +92,7 @@ def from_torch_file(
         for path in (checkpoints, out / "config.json", out / "metrics.jsonl"):
             _refuse_existing(path)
     file = torch_files.read(source, model_type)
-    torch_names.check(str(source), file.state, file.config)
+    torch_names.check(str(source), file.state, file.config, stored.PARTS)
     state, trains = _state(file)
     step = int(state["step"])
     position = {"step": step, "plan": None, "optimizer": trains}
@@ -117,7 +111,7 @@ def from_torch_file(
 def _state(file: torch_files.TorchFile) -> tuple[dict[str, Any], bool]:
     if not file.training:
         step = {"step": np.asarray(file.step, np.int32)}
-        return step | torch_names.parts_from_torch(file.state), False
+        return step | torch_names.from_torch(file.state, stored.PARTS), False
     from spidr_jax.weights.torch_training import train_state
 
     return train_state(file)._asdict(), True

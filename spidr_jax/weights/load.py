@@ -68,14 +68,10 @@ def _read_torch(path: Path, model_type: str | None, parts: tuple[str, ...]) -> S
     from spidr_jax.weights import torch_files, torch_names  # a run of one's own needs none of it
 
     file = torch_files.read(path, model_type)
-    state = file.state
-    if "teacher" not in parts:
-        state = {n: v for n, v in state.items() if not n.startswith(("teacher.", "codebooks."))}
-        torch_names.check(str(path), state, file.config, student_only=True)
-        arrays = {"params": torch_names.student_from_torch(state)}
-    else:
-        torch_names.check(str(path), state, file.config)
-        arrays = torch_names.parts_from_torch(state)
+    others = tuple(f"{name}." for name in PARTS if name not in parts)
+    state = {name: value for name, value in file.state.items() if not name.startswith(others)}
+    torch_names.check(str(path), state, file.config, parts)
+    arrays = torch_names.from_torch(state, parts)
     return StoredModel(path, file.config, file.sections, file.step, arrays)
 
 

@@ -12,13 +12,13 @@ from spidr_jax.method.teacher import TeacherConfig
 from spidr_jax.model.config import ModelConfig
 
 MODEL_TYPES = ("spidr", "dinosr")
-_OURS = ("frontend", "encoder_layer", "head")  # of which the reference has but one each
+OWN_FIELDS = ("frontend", "encoder_layer", "head")  # of which the reference has but one each
 _ARCHITECTURE = [
     field.name
     for field in dataclasses.fields(ModelConfig)
-    if field.name not in ("model_type", *_OURS)
+    if field.name not in ("model_type", *OWN_FIELDS)
 ]
-_NOT_OURS = ("dtype", "exclude_from_optimizer", "to_freeze")  # of its optimizer section
+_NOTOWN_FIELDS = ("dtype", "exclude_from_optimizer", "to_freeze")  # of its optimizer section
 _TEACHER = {  # the reference's name -> TeacherConfig's
     "ema_start_decay": "decay",
     "ema_final_decay": "final_decay",
@@ -78,7 +78,7 @@ def to_reference(config: ModelConfig, run: Mapping[str, Any] | None = None) -> d
     Raises:
         ValueError: the reference has no such front end, layer or head.
     """
-    for name in _OURS:
+    for name in OWN_FIELDS:
         value, allowed = getattr(config, name), getattr(ModelConfig, name)
         if value != allowed:
             raise ValueError(
@@ -122,6 +122,6 @@ def _sections(kind: str, content: Mapping[str, Any], fields: Mapping[str, Any]) 
     if "freeze_step" in fields:
         sections["freeze_step"] = fields["freeze_step"]
     optimizer = content.get("optimizer", {}) if "model" in content else {}
-    if given := {name: optimizer[name] for name in optimizer if name not in _NOT_OURS}:
+    if given := {name: optimizer[name] for name in optimizer if name not in _NOTOWN_FIELDS}:
         sections["optimizer"] = given
     return sections

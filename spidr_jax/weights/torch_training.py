@@ -8,16 +8,18 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from spidr_jax.method import optim
+from spidr_jax.method.codebook import CodebookState
 from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.step import TrainState
 from spidr_jax.model import model
 from spidr_jax.weights import torch_names
+from spidr_jax.weights.check import named
+from spidr_jax.weights.load import PARTS
 from spidr_jax.weights.torch_files import TorchFile
 
 Moments = dict[str, Mapping[str, Any]]
@@ -36,7 +38,8 @@ def train_state(file: TorchFile) -> TrainState:
     Raises:
         ValueError: the optimizer's state does not fit the model, named by parameter.
     """
-    params, teacher, codebooks = torch_names.from_torch(file.state)
+    parts = torch_names.from_torch(file.state, PARTS)
+    params = parts["params"]
     moments, frozen = _moments(file)
     rest = optim.split(params, model.trained(file.config, frozen))[1]
     mu, nu = (_tree(file, moments, name, frozen) for name in ("exp_avg", "exp_avg_sq"))
@@ -50,8 +53,8 @@ def train_state(file: TorchFile) -> TrainState:
         skipped=jnp.asarray(0, jnp.int32),
         params=params,
         opt_state=optax.tree.set(adamw, count=count, mu=mu, nu=nu),
-        teacher=teacher,
-        codebooks=codebooks,
+        teacher=parts["teacher"],
+        codebooks=CodebookState(**parts["codebooks"]),
     )
 
 
@@ -85,14 +88,13 @@ def _tree(file: TorchFile, moments: Moments, key: str, frozen: bool) -> dict[str
         name: np.asarray(moments[name][key]) if name in moments else np.zeros_like(value)
         for name, value in file.state.items()
     }
-    trains = model.trained(file.config, frozen)
-    return optim.split(torch_names.student_from_torch(state), trains)[0]
+    params = torch_names.from_torch(state, ("params",))["params"]
+    return optim.split(params, model.trained(file.config, frozen))[0]
 
 
 def _check_complete(file: TorchFile, moments: Moments, rest: dict[str, Any]) -> None:
     """Compare the parameters that have moments with all but the untrained rest."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(rest)]
-    untrained = {torch_names.torch_name(tuple(entry.key for entry in path)) for path in paths}
+    untrained = {torch_names.torch_name(name) for name in named(rest)}
     trained = set(_student(file)) - untrained
     if missing := sorted(trained - moments.keys()) if moments else []:
         raise ValueError(f"{file.path}: no optimizer state of {', '.join(missing)}")

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax import convert
 from spidr_jax.method import optim
 from spidr_jax.method import step as train_step
-from spidr_jax.method.codebook import CodebookConfig
+from spidr_jax.method.codebook import CodebookConfig, CodebookState
 from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.step import StepConfig, TrainState
 from spidr_jax.method.teacher import TeacherConfig
 from spidr_jax.model import model as networks
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.weights import torch_names
+from spidr_jax.weights.load import PARTS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("spidr")
@@ -108,11 +109,12 @@ def tensors(model: Any) -> dict[str, np.ndarray]:
 
 def port_state(model: Any, config: StepConfig) -> TrainState:
     """Our state before the first step, with the reference's weights, teacher and codebooks."""
-    params, teacher, codebooks = jax.tree.map(jnp.asarray, convert.from_torch(tensors(model)))
+    parts = jax.tree.map(jnp.asarray, torch_names.from_torch(tensors(model), PARTS))
+    params, codebooks = parts["params"], CodebookState(**parts["codebooks"])
     trained, _ = optim.split(params, networks.trained(config.model, config.freeze_step <= 0))
     moments = optim.make_optimizer(config.optimizer).init(trained)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, zero, params, moments, teacher, codebooks)
+    return TrainState(zero, zero, params, moments, parts["teacher"], codebooks)
 
 
 def draw_batches(config: ModelConfig, number: int, rows: int, samples: int) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from spidr_jax.model.config import ModelConfig
 from spidr_jax.weights import load as stored
 from spidr_jax.weights import orbax as orbax_files
 from spidr_jax.weights import torch_files, torch_names, torch_training
-from spidr_jax.weights.reference_config import to_reference
+from spidr_jax.weights.reference_config import OWN_FIELDS, to_reference
 
 pytest.importorskip("torch")
 pytest.importorskip("spidr")
@@ -154,7 +154,7 @@ def test_a_pytorch_run_goes_on_with_the_same_five_losses(
     states, ours = reference.train_ours(pair._replace(state=state), batches[3:])
     reference.check_metrics(ours, theirs)  # the losses among them, to 1e-6
     last = states[-1]
-    after = convert.to_torch(last.params, last.teacher, last.codebooks)
+    after = torch_names.to_torch(last._asdict())
     reference.check_tensors(after, reference.tensors(pair.model), before)
 
 
@@ -250,7 +250,7 @@ def test_the_original_dinosr_checkpoint_reads_as_the_reference_converts_it(tmp_p
     assert file.config == config
     convert.from_torch_file(tmp_path / "dinosr.ckpt", tmp_path / "run")
     back = stored.read(tmp_path / "run")
-    names = torch_names.parts_to_torch(back.arrays)
+    names = torch_names.to_torch(back.arrays)
     assert all(np.array_equal(names[name], file.state[name]) for name in expected)
 
 
@@ -264,7 +264,7 @@ def test_prefixes_of_wrappers_and_half_precision_are_understood(tmp_path: Path) 
     assert all(np.array_equal(file.state[n], plain[n]) for n in plain)
     half = {n: v.bfloat16() if v.is_floating_point() else v for n, v in wrapped.items()}
     torch.save(half, path)  # and without "model" around it
-    torch_names.check("it", torch_files.read(path).state, pair.config.model)
+    torch_names.check("it", torch_files.read(path).state, pair.config.model, stored.PARTS)
 
 
 def test_missing_unknown_and_misshapen_tensors_are_listed(tmp_path: Path) -> None:
@@ -326,8 +326,8 @@ def test_the_training_command_goes_on_with_a_pytorch_run(tmp_path: Path) -> None
 
     config = tiny.config(tiny.write_corpus(tmp_path / "corpus"), tmp_path / "run")
     ours = build(Config, config).step_config()
-    fields = {**vars(ours.model)}
-    fields.pop("model_type")
+    theirs = vars(ours.model).keys() - {"model_type", *OWN_FIELDS}
+    fields = {name: getattr(ours.model, name) for name in theirs}
     pair = reference.make_pair("spidr", fields, ours.optimizer, ours.teacher, 0.5, 1000)
     made = reference.make_optimizer(pair)
     reference.train_reference(pair, reference.draw_batches(pair.config.model, 2, 2, 8000), made)

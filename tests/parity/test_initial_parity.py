@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from spidr_jax import convert
 from spidr_jax.method import step as train_step
 from spidr_jax.method.step import StepConfig
+from spidr_jax.weights import torch_names
 
 pytest.importorskip("torch")
 pytest.importorskip("spidr")
@@ -30,7 +30,7 @@ def fresh() -> tuple[dict[str, Any], dict[str, Any]]:
     pair = reference.make_pair("spidr", FIELDS)
     init = jax.jit(train_step.init_state, static_argnums=0)
     state = init(StepConfig(model=pair.config.model), jax.random.key(0))
-    ours = convert.to_torch(state.params, state.teacher, state.codebooks)
+    ours = torch_names.to_torch(state._asdict())
     return ours, reference.tensors(pair.model)
 
 

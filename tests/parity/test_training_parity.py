@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from spidr_jax import convert
 from spidr_jax.method.step import TrainState
 from spidr_jax.method.teacher import TeacherConfig
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.weights import torch_names
 
 pytest.importorskip("torch")
 pytest.importorskip("spidr")
@@ -42,7 +42,7 @@ def compare(pair: reference.Pair, steps: int, rows: int, samples: int) -> list[T
     states, ours = reference.train_ours(pair, batches)
     reference.check_metrics(ours, theirs)
     last = states[-1]
-    after = convert.to_torch(last.params, last.teacher, last.codebooks)
+    after = torch_names.to_torch(last._asdict())
     reference.check_tensors(after, reference.tensors(pair.model), before)
     assert last.skipped == 0
     return states

@@ -1,13 +1,15 @@
-"""The name table: spec section 8's names and layouts, both ways."""
+"""The name table: the reference's names and layouts, both ways."""
 
 import jax
 import numpy as np
 import pytest
 
-from spidr_jax import convert
 from spidr_jax.method import step as train_step
 from spidr_jax.method.step import StepConfig, TrainState
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.weights import torch_names
+from spidr_jax.weights.check import named
+from spidr_jax.weights.load import PARTS
 
 FIELDS = {
     "extractor_conv_layer_config": ((6, 10, 5), (7, 3, 2)),
@@ -36,7 +38,7 @@ def state() -> TrainState:
 
 
 def torch_state(state: TrainState) -> dict[str, np.ndarray]:
-    return convert.to_torch(state.params, state.teacher, state.codebooks)
+    return torch_names.to_torch(state._asdict())
 
 
 def test_names_and_shapes_are_those_of_the_references_state_dict(state: TrainState) -> None:
@@ -100,7 +102,7 @@ def test_values_keep_their_place_under_transposition(state: TrainState) -> None:
 
 
 def test_there_and_back_gives_the_same_state(state: TrainState) -> None:
-    back = convert.from_torch(torch_state(state))
-    there = (state.params, state.teacher, state.codebooks)
-    assert jax.tree.structure(back) == jax.tree.structure(there)
-    assert jax.tree.all(jax.tree.map(np.array_equal, back, there))
+    back = torch_names.from_torch(torch_state(state), PARTS)
+    there = {name: getattr(state, name) for name in PARTS}
+    assert named(back).keys() == named(there).keys()
+    assert all(np.array_equal(array, named(there)[name]) for name, array in named(back).items())
