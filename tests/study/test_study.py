@@ -117,7 +117,7 @@ def test_every_combination_runs_with_every_seed(file: str) -> None:
     assert config.optimizer.betas == (0.9, 0.99)
     assert (config.codebook.decay, config.steps, config.seed) == (0.5, 7, 4)
     assert config.workdir == f"out/{run.name}"
-    assert "decay" not in found.config["codebook"]
+    assert "codebook.decay" not in found.config
     assert found.config["steps"] == 7
 
 
