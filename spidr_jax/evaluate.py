@@ -1,4 +1,4 @@
-"""What the layers of a checkpoint are worth: unit quality and ABX in one table; runnable.
+"""Unit metrics and ABX of the layers of a checkpoint in one table; runnable.
 
     python -m spidr_jax.evaluate --checkpoint C --manifest M [--alignment A] [--item I]
         [--layers all|5,6] [--kinds features,codebooks,units] [--kmeans K] [--mfcc] [--out F.json]
@@ -6,8 +6,8 @@
         [--seed N] [--precision float32|bfloat16] [--batch-seconds N] [--model-type spidr|dinosr]
         [--register FILE.py]
 
-Units are measured against the phones of the alignment (PNMI, purities, perplexity, bitrate), and
-all outputs by ABX on the items, within and across speakers: features and codebook probabilities by
+Units are compared with the phones of the alignment (PNMI, purities, perplexity, bitrate), and all
+outputs by ABX on the items, within and across speakers: features and codebook probabilities by
 angle, units by identity. `--kmeans` adds units by k-means of each layer's features, `--mfcc` the
 same of MFCC, which needs no checkpoint.
 """
@@ -15,8 +15,9 @@ same of MFCC, which needs no checkpoint.
 import argparse
 import contextlib
 import json
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,19 @@ import jax
 
 from spidr_jax.data import audio
 from spidr_jax.data.corpus import Corpus, open_manifest
-from spidr_jax.eval import abx, items
-from spidr_jax.eval.results import Measured, as_dict, table
+from spidr_jax.eval import abx, results
 from spidr_jax.inference import model as inference
-from spidr_jax.inference import outputs as measure
-from spidr_jax.inference.datasets import open_set
+from spidr_jax.inference import outputs as of_corpus
+from spidr_jax.inference.datasets import EvaluationSet, open_set
 from spidr_jax.inference.forward import KINDS, layers_of, make_joint_forward
-from spidr_jax.inference.outputs import AbxOptions, EvaluationSet
+from spidr_jax.inference.quantiser import with_kmeans
+from spidr_jax.inference.scores import count_items, score_abx, score_units
 from spidr_jax.model.config import ModelConfig
 from spidr_jax.weights import register
 from spidr_jax.weights.reference_config import MODEL_TYPES
 
-_Found = tuple[list[Measured], dict[str, int]]  # numbers, and counts of the items
+_Layers = Mapping[str, tuple[Any, ...]]  # by kind of output
+_Run = Callable[[Corpus, _Layers], Any]  # gives the outputs of a corpus
 
 
 def wanted_layers(
@@ -59,80 +61,61 @@ def wanted_layers(
     return wanted
 
 
-def _evaluated(
-    args: argparse.Namespace,
-    evaluation: EvaluationSet,
-    run: Any,
-    asked: Mapping[str, tuple[Any, ...]],
-    clustered: tuple[Any, ...],
-    num_units: Mapping[str, int],
-) -> _Found:
-    """Measure what `run(corpus, layers)` gives of the layers asked for, and k-means of others."""
-    layers = dict(asked)
-    if args.kmeans:
-        layers["features"] = clustered
-    with contextlib.ExitStack() as stack:
-        outputs = stack.enter_context(measure.collected(run(evaluation.corpus, layers), layers))
-        if args.kmeans:
-            fitted_on = outputs
-            if args.kmeans_manifest:
-                layers = {"features": clustered}
-                others = run(open_manifest(args.kmeans_manifest), layers)
-                fitted_on = stack.enter_context(measure.collected(others, layers))
-            outputs = measure.with_kmeans(outputs, fitted_on, args.kmeans, args.seed)
-        arrays = {
-            (kind, layer): array
-            for (kind, layer), array in outputs.arrays.items()
-            if kind == "kmeans" or layer in asked.get(kind, ())
-        }
-        options = AbxOptions(args.context, args.max_size_group, args.max_x_across, args.seed)
-        rows = measure.measure(evaluation, outputs._replace(arrays=arrays), num_units, options)
-        if evaluation.items is None:
-            return rows, {}
-        spans = items.locate(evaluation.items, outputs.files)
-        count = len(spans.length)
-        return rows, {"items": count, "items_clipped": spans.clipped, "items_empty": spans.empty}
-
-
 def _kinds(args: argparse.Namespace, config: ModelConfig) -> tuple[str, ...]:
-    """The kinds asked for, or those that can be measured and that a layer has."""
+    """The kinds asked for, or those that can be scored and that a layer has."""
     if args.kinds:
         return tuple(args.kinds)
-    found = [
-        kind
-        for kind in (KINDS if args.item else ("units",))
-        if not args.layers or set(args.layers) & set(layers_of(config, kind))
-    ]
+    kinds = KINDS if args.item else ("units",)
+    found = [k for k in kinds if not args.layers or set(args.layers) & set(layers_of(config, k))]
     return tuple(found) if found or args.kmeans else ("units",)
 
 
-def _of_checkpoint(
-    args: argparse.Namespace, evaluation: EvaluationSet, found: inference.SpeechModel
-) -> _Found:
-    config = found.config
-    asked = wanted_layers(config, _kinds(args, config), args.layers)
+def _checkpoint(args: argparse.Namespace, model: inference.SpeechModel) -> tuple[_Run, _Layers]:
+    """A forward pass, and the layers of each kind of output to score."""
+    wanted = wanted_layers(model.config, _kinds(args, model.config), args.layers)
+    if args.kmeans:
+        wanted["kmeans"] = wanted_layers(model.config, ["features"], args.layers)["features"]
     seconds = args.batch_seconds or (20 if jax.default_backend() == "cpu" else 240)
 
-    def run(corpus: Corpus, layers: Mapping[str, tuple[int, ...]]) -> Any:
-        forward = make_joint_forward(config, inference.DTYPES[args.precision], layers)
-        batch_samples = round(seconds * audio.SAMPLE_RATE)
-        return measure.of_model(forward, found.params, config, corpus, batch_samples)
+    def run(corpus: Corpus, layers: _Layers) -> Any:
+        forward = make_joint_forward(model.config, inference.DTYPES[args.precision], layers)
+        samples = round(seconds * audio.SAMPLE_RATE)
+        return of_corpus.of_model(forward, model.params, model.config, corpus, samples)
 
-    clustered = wanted_layers(config, ["features"], args.layers)["features"]
-    num_units = {"units": config.codebook_size, "kmeans": args.kmeans}
-    return _evaluated(args, evaluation, run, asked, clustered, num_units)
+    return run, wanted
 
 
-def _of_mfcc(args: argparse.Namespace, evaluation: EvaluationSet) -> _Found:
-    asked = {} if evaluation.items is None else {"features": (measure.MFCC,)}
-    return _evaluated(
-        args,
-        evaluation,
-        lambda corpus, _: measure.of_mfcc(corpus),
-        asked,
-        (measure.MFCC,),
-        {"kmeans": args.kmeans},
-    )
+def _mfcc(args: argparse.Namespace) -> tuple[_Run, _Layers]:
+    kinds = {"features": args.item, "kmeans": args.kmeans}
+    wanted = {kind: (of_corpus.MFCC,) for kind, asked in kinds.items() if asked}
+    return lambda corpus, _: of_corpus.of_mfcc(corpus), wanted
+
+
+def _score(
+    args: argparse.Namespace, evaluation: EvaluationSet, run: _Run, wanted: _Layers, codes: int
+) -> tuple[results.Scores, dict[str, int]]:
+    """The scores of the wanted layers, and counts of the items."""
+    layers = {kind: numbers for kind, numbers in wanted.items() if kind != "kmeans"}
+    features = {"features": wanted["kmeans"]} if "kmeans" in wanted else {}
+    with contextlib.ExitStack() as stack:
+
+        def collect(corpus: Corpus, layers: _Layers) -> of_corpus.Outputs:
+            return stack.enter_context(of_corpus.collected(run(corpus, layers), layers))
+
+        outputs = collect(evaluation.corpus, layers | features)
+        if features:
+            other = args.kmeans_manifest
+            fitted_on = collect(open_manifest(other), features) if other else outputs
+            outputs = with_kmeans(outputs, fitted_on, args.kmeans, args.seed)
+        sources = [(kind, layer) for kind, numbers in wanted.items() for layer in numbers]
+        outputs = outputs._replace(arrays={source: outputs.arrays[source] for source in sources})
+        abx_options = {
+            n: vars(args)[n] for n in ("context", "max_size_group", "max_x_across", "seed")
+        }
+        units = score_units(outputs, evaluation.phones, {"units": codes, "kmeans": args.kmeans})
+        errors = score_abx(outputs, evaluation.items, wanted, **abx_options)
+        scores = {each: units.get(each, {}) | errors.get(each, {}) for each in sources}
+        return scores, count_items(outputs, evaluation.items)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -151,14 +134,16 @@ def _layers(text: str) -> tuple[int, ...] | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m spidr_jax.evaluate")
+    parser = argparse.ArgumentParser(
+        prog="python -m spidr_jax.evaluate", epilog=results.DEFINITIONS
+    )
     add = parser.add_argument
     add("--checkpoint", help="run, checkpoint, .pt or .safetensors")
     add("--manifest", required=True, help=".csv, .jsonl or .tsv of 16 kHz mono files")
     add("--alignment", help="phones of all its files: lines `fileid onset offset phone`")
     add("--item", help="ABX items of its files, triphones or phonemes")
     add("--layers", type=_layers, help="all (default), or such as 5,6, counted from 1")
-    add("--kinds", type=_names, help="of features,codebooks,units (default: what is measured)")
+    add("--kinds", type=_names, help="of features,codebooks,units (default: what can be scored)")
     add("--kmeans", type=int, metavar="K", help="units of K clusters of the features")
     add("--kmeans-manifest", help="files that the clusters are fitted on (default: --manifest)")
     add("--mfcc", action="store_true", help="MFCC and their deltas, for comparison")
@@ -169,16 +154,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", choices=list(inference.DTYPES), default="float32")
     add("--batch-seconds", type=float, help="of a batch (default: 20 on a CPU, else 240)")
     add("--model-type", choices=MODEL_TYPES, help="for a .pt file that does not say it")
-    add("--out", type=Path, metavar="F.json", help="the same numbers, and more")
+    add("--out", type=Path, metavar="F.json", help="the same scores, and more")
     register.add_option(parser)
     return parser
 
 
 def _check(args: argparse.Namespace) -> None:
     if not (args.alignment or args.item):
-        raise ValueError("nothing to measure by: give --alignment, --item or both")
+        raise ValueError("nothing to compare with: give --alignment, --item or both")
     if not (args.checkpoint or args.mfcc):
-        raise ValueError("nothing to measure: give --checkpoint, --mfcc or both")
+        raise ValueError("nothing to evaluate: give --checkpoint, --mfcc or both")
     if args.kmeans is not None and args.kmeans < 1:
         raise ValueError(f"--kmeans {args.kmeans}: allowed is 1 or more clusters")
     if args.kmeans_manifest and not args.kmeans:
@@ -186,9 +171,9 @@ def _check(args: argparse.Namespace) -> None:
     if not args.item:
         for kind in args.kinds or ():
             if kind != "units":
-                raise ValueError(f"--kinds {kind}: needs --item; an alignment measures units")
+                raise ValueError(f"--kinds {kind}: needs --item; an alignment scores units only")
         if args.mfcc and not args.kmeans:
-            raise ValueError("--mfcc: needs --kmeans K or --item; an alignment measures units")
+            raise ValueError("--mfcc: needs --kmeans K or --item; an alignment scores units only")
     if args.out and not args.out.parent.is_dir():
         raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}")
 
@@ -199,26 +184,31 @@ def _run(args: argparse.Namespace) -> None:
     evaluation = open_set("", args.manifest, args.alignment, args.item)
     if args.kmeans_manifest:
         open_manifest(args.kmeans_manifest)  # else refused only after the pass over --manifest
-    rows: list[Measured] = []
-    counts: dict[str, int] = {}
+    scores: results.Scores = {}
     step = None
     if args.checkpoint:
-        found = inference.load(args.checkpoint, model_type=args.model_type, dtype=args.precision)
-        rows, counts = _of_checkpoint(args, evaluation, found)
-        step = found.step
+        model = inference.load(args.checkpoint, model_type=args.model_type, dtype=args.precision)
+        step, codes = model.step, model.config.codebook_size
+        scores, counts = _score(args, evaluation, *_checkpoint(args, model), codes)
     if args.mfcc:
-        more, counts = _of_mfcc(args, evaluation)
-        rows += more
-    print(table(rows, args.kmeans))
+        more, counts = _score(args, evaluation, *_mfcc(args), 0)
+        scores |= more
+    print(results.table(scores, args.kmeans))
+    _note(scores, counts)
+    if args.out:
+        told = {name: value for name, value in vars(args).items() if name != "out"}
+        told |= {"step": step, **counts, "results": results.as_json(scores)}
+        args.out.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _note(scores: results.Scores, counts: Mapping[str, int]) -> None:
+    if any(math.isnan(values.get("abx_across", 0)) for values in scores.values()):
+        print("ABX across speakers needs a phone in one context by two speakers: there is none")
     if counts.get("items_clipped") or counts.get("items_empty"):
         print(
             f"of {counts['items']} items {counts['items_clipped']} end after the last frame of "
             f"their file and are clipped; {counts['items_empty']} have no frame and are left out"
         )
-    if args.out:
-        told = {name: value for name, value in vars(args).items() if name != "out"}
-        told |= {"step": step, **counts, "results": [as_dict(row) for row in rows]}
-        args.out.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

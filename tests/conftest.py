@@ -19,6 +19,9 @@ _folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", _cache.name))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_folder / os.environ.get("PYTEST_XDIST_WORKER", ""))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+# Threads of scikit-learn that wait must not hold a core that other tests use.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # Subprocesses of tests in any folder import the helpers that lie here.
 _paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _paths))

@@ -17,8 +17,9 @@ from spidr_jax.eval import abx, items, kmeans, quality
 from spidr_jax.eval.alignment import read_alignment
 from spidr_jax.eval.mfcc import mfcc
 from spidr_jax.inference import datasets as evaluation_sets
-from spidr_jax.inference import outputs as measure
+from spidr_jax.inference import outputs as of_corpus
 from spidr_jax.inference.forward import make_joint_forward
+from spidr_jax.inference.quantiser import with_kmeans
 
 SPEAKERS = {"s": 1.0, "t": 1.15}
 PHONES = {"A": 0.06, "E": 0.11, "O": 0.2, "SIL": 0.0}  # radians a sample
@@ -120,7 +121,7 @@ def test_every_layer_has_the_numbers_of_the_model_s_own_outputs(folder: Path, to
     phones = read_alignment(folder / "alignment.txt")
     for kind in ("features", "codebooks", "units"):
         layers = (1, 2, 3) if kind == "features" else (2, 3)
-        assert {layer for each, layer in rows if each == kind} - {measure.MFCC} == set(layers)
+        assert {layer for each, layer in rows if each == kind} - {of_corpus.MFCC} == set(layers)
         every = outputs_of(speech, kind, layers, folder)
         for layer, outputs in zip(layers, every, strict=True):
             distance = "identical" if kind == "units" else "angular"
@@ -130,7 +131,7 @@ def test_every_layer_has_the_numbers_of_the_model_s_own_outputs(folder: Path, to
                 assert row[f"abx_{name}_cells"] > 10
             if kind == "units":
                 pairs = {name: (phones[name], units) for name, units in outputs.items()}
-                expected = quality.units_quality(pairs, 8)._asdict()
+                expected = quality.units_quality(pairs, 8)
                 assert {name: row[name] for name in expected} == pytest.approx(expected, rel=0.01)
                 assert row["active_codes"] > 4
             else:
@@ -156,14 +157,14 @@ def test_kmeans_units_are_those_of_the_layer_s_features(folder: Path, told: Any)
     layers = {"features": (1, 2, 3), "codebooks": (2, 3), "units": (2, 3)}
     forward = make_joint_forward(speech.config, jnp.float32, layers)
     corpus = open_manifest(folder / "manifest.csv")
-    found = measure.of_model(forward, speech.params, speech.config, corpus, 320_000)
-    with measure.collected(found, layers) as outputs:
+    found = of_corpus.of_model(forward, speech.params, speech.config, corpus, 320_000)
+    with of_corpus.collected(found, layers) as outputs:
         features = outputs.arrays["features", 2]
         units = kmeans.assign(features, kmeans.fit(features, 5))
     phones = read_alignment(folder / "alignment.txt")
     pairs = {name: (phones[name], units[at : at + n]) for name, (at, n) in outputs.files.items()}
     (row,) = (r for r in told["results"] if (r["kind"], r["layer"]) == ("kmeans", 2))
-    assert row["pnmi"] == pytest.approx(quality.units_quality(pairs, 5).pnmi)
+    assert row["pnmi"] == pytest.approx(quality.units_quality(pairs, 5)["pnmi"])
 
 
 def test_one_pass_gives_all_layers_and_kinds(
@@ -245,8 +246,12 @@ def test_one_speaker_has_no_error_across(
     assert told["results"][0]["abx_across"] is None
     assert told["results"][0]["abx_across_cells"] == 0
     assert told["results"][0]["abx_within"] < 0.2
-    table, note = capsys.readouterr().out.rstrip("\n").rsplit("\n", 1)
-    assert table.endswith("-")
+    *table, speakers, note = capsys.readouterr().out.splitlines()
+    assert table[-1].endswith("-")
+    assert (
+        speakers
+        == "ABX across speakers needs a phone in one context by two speakers: there is none"
+    )
     assert note == (
         f"of {len(one) + 2} items 1 end after the last frame of their file and are clipped; "
         "1 have no frame and are left out"
@@ -255,17 +260,17 @@ def test_one_speaker_has_no_error_across(
 
 def test_clusters_are_fitted_on_the_other_manifest(folder: Path) -> None:
     corpora = [open_manifest(folder / name) for name in ("manifest.csv", "few.csv")]
-    layers = {"features": (measure.MFCC,)}
-    streams = [measure.of_mfcc(corpus) for corpus in corpora]
+    layers = {"features": (of_corpus.MFCC,)}
+    streams = [of_corpus.of_mfcc(corpus) for corpus in corpora]
     with (
-        measure.collected(streams[0], layers) as outputs,
-        measure.collected(streams[1], layers) as few,
+        of_corpus.collected(streams[0], layers) as outputs,
+        of_corpus.collected(streams[1], layers) as few,
     ):
-        source = ("features", measure.MFCC)
-        found = measure.with_kmeans(outputs, few, 6, seed=2).arrays["kmeans", measure.MFCC]
+        source = ("features", of_corpus.MFCC)
+        found = with_kmeans(outputs, few, 6, seed=2).arrays["kmeans", of_corpus.MFCC]
         expected = kmeans.fit(few.arrays[source], 6, seed=2)
         np.testing.assert_array_equal(found, kmeans.assign(outputs.arrays[source], expected))
-        own = measure.with_kmeans(outputs, outputs, 6, seed=2).arrays["kmeans", measure.MFCC]
+        own = with_kmeans(outputs, outputs, 6, seed=2).arrays["kmeans", of_corpus.MFCC]
         assert not np.array_equal(found, own)
 
 
@@ -308,17 +313,21 @@ def test_choices_that_are_not_there_are_named(
 @pytest.mark.parametrize(
     ("line", "without", "reason"),
     [
-        ([], "--alignment --item", "nothing to measure by: give --alignment, --item or both"),
-        ([], "--checkpoint", "nothing to measure: give --checkpoint, --mfcc or both"),
+        ([], "--alignment --item", "nothing to compare with: give --alignment, --item or both"),
+        ([], "--checkpoint", "nothing to evaluate: give --checkpoint, --mfcc or both"),
         (["--kmeans", "-1"], "", "--kmeans -1: allowed is 1 or more clusters"),
         (["--kmeans", "0"], "", "--kmeans 0: allowed is 1 or more clusters"),
         (["--kmeans-manifest", "m.csv"], "", "--kmeans-manifest m.csv: needs --kmeans K"),
         (
             ["--kinds", "features"],
             "--item",
-            "--kinds features: needs --item; an alignment measures",
+            "--kinds features: needs --item; an alignment scores",
         ),
-        (["--mfcc"], "--item", "--mfcc: needs --kmeans K or --item; an alignment measures units"),
+        (
+            ["--mfcc"],
+            "--item",
+            "--mfcc: needs --kmeans K or --item; an alignment scores units only",
+        ),
         (["--layers", "4"], "", "--layers 4: allowed is 1 to 3"),
         (["--layers", "1"], "--item", "--layers: units are there for layers 2 to 3"),
         (
@@ -354,7 +363,7 @@ def test_what_cannot_be_done_is_told_in_one_line(
 def test_the_other_manifest_is_refused_before_the_first_pass(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(measure, "of_model", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(of_corpus, "of_model", lambda *_: pytest.fail("it ran"))
     assert evaluate.main(command(folder, "--kmeans", "2", "--kmeans-manifest", "none.csv")) == 2
     assert capsys.readouterr().err == "error: none.csv: there is no such manifest\n"
 

@@ -11,7 +11,8 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-FRAMES_PER_SECOND = 50
+from spidr_jax.eval.alignment import FRAMES_PER_SECOND
+
 COLUMNS = ("#file", "onset", "offset", "#phone", "prev-phone", "next-phone", "speaker")
 _HALF = Decimal("0.5")
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 
@@ -85,3 +86,8 @@ def parse_key(text: str) -> Key:
     last = parts.pop() if len(parts) > 1 and _LAYER.fullmatch(parts[-1]) else None
     layer = int(last) if last is not None and last.isdigit() else last
     return Key("/".join(parts[:-1]), layer, parts[-1])
+
+
+def of_set(name: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of no set, by text, as those of a set."""
+    return {key_text(parse_key(text)._replace(set=name)): v for text, v in values.items()}

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-_SAMPLE_RATE = 16_000
+from spidr_jax.data.audio import SAMPLE_RATE
+
 _WINDOW = 400  # the model's field; its stride is two hops, so that frames stand at the same times
 _HOP = 160
 _COEFFICIENTS, _MELS = 13, 40
@@ -32,7 +33,7 @@ def mfcc(waveform: NDArray[np.floating]) -> NDArray[np.float32]:
         raise ValueError(f"{len(waveform)} samples are too short for a frame")
     values = librosa.feature.mfcc(
         y=np.asarray(waveform, np.float32),
-        sr=_SAMPLE_RATE,
+        sr=SAMPLE_RATE,
         n_mfcc=_COEFFICIENTS,
         n_fft=_WINDOW,
         hop_length=_HOP,

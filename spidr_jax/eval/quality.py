@@ -2,45 +2,38 @@
 
 The measures of the field (HuBERT: Hsu et al. 2021, section IV-D) as the reference package computes
 them, but that a phone and a unit that never meet contribute nothing, where it adds 1e-10 to their
-probability.
+probability. Another one is an entry of `UNIT_METRICS` and of `metrics.METRICS`.
 
 P phones, V units.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spidr_jax.eval.alignment import LABELS_PER_SECOND
+from spidr_jax.eval.alignment import FRAMES_PER_SECOND, LABELS_PER_SECOND
 
-UNITS_PER_SECOND = 50
-_LABELS_PER_UNIT = LABELS_PER_SECOND // UNITS_PER_SECOND
+_LABELS_PER_UNIT = LABELS_PER_SECOND // FRAMES_PER_SECOND
 _MAX_DIFFERENCE = 2
 
 Pairs = Mapping[str, tuple[ArrayLike, ArrayLike]]
 
 
-class UnitsQuality(NamedTuple):
-    """Measures of a set of units against phones.
+class AlignedUnits(NamedTuple):
+    """Units of a corpus beside its phones.
 
     Attributes:
-        phone_purity: probability of the most probable phone of each unit, summed over units.
-        cluster_purity: probability of the most probable unit of each phone, summed over phones.
-        pnmi: share of the phones' entropy that the units explain, 0 to 1; NaN for a single phone.
-        codebook_perplexity: 2 to the entropy of the units, 1 to V.
-        active_codes: units that occur.
-        bitrate: of the units without their repetitions, in bits per second.
+        pairs: for each file its phones, one every 10 ms, and its units, one every 20 ms.
+        num_units: V.
+        counts: [P, V], as `count_matrix` returns them.
     """
 
-    phone_purity: float
-    cluster_purity: float
-    pnmi: float
-    codebook_perplexity: float
-    active_codes: int
-    bitrate: float
+    pairs: Pairs
+    num_units: int
+    counts: NDArray[np.int64]
 
 
 class PhoneUnitMatrix(NamedTuple):
@@ -101,8 +94,8 @@ def _meet(
     return labels[:shared], repeated[:shared]
 
 
-def units_quality(pairs: Pairs, num_units: int) -> UnitsQuality:
-    """Measure units against phones.
+def units_quality(pairs: Pairs, num_units: int) -> dict[str, float]:
+    """Compute each of `UNIT_METRICS`.
 
     Args:
         pairs: as `count_matrix` takes them.
@@ -111,24 +104,41 @@ def units_quality(pairs: Pairs, num_units: int) -> UnitsQuality:
     Raises:
         ValueError: as `count_matrix`.
     """
-    counts, _ = count_matrix(pairs, num_units)
-    joint = counts / counts.sum()
-    phone_entropy, unit_entropy = _entropy(joint.sum(axis=1)), _entropy(joint.sum(axis=0))
-    information = phone_entropy + unit_entropy - _entropy(joint)
-    return UnitsQuality(
-        phone_purity=float(joint.max(axis=0).sum()),
-        cluster_purity=float(joint.max(axis=1).sum()),
-        pnmi=information / phone_entropy if len(counts) > 1 else math.nan,
-        codebook_perplexity=2**unit_entropy,
-        active_codes=int(np.count_nonzero(counts.sum(axis=0))),
-        bitrate=bitrate((units for _, units in pairs.values()), num_units),
-    )
+    aligned = AlignedUnits(pairs, num_units, count_matrix(pairs, num_units)[0])
+    return {name: metric(aligned) for name, metric in UNIT_METRICS.items()}
 
 
-def _entropy(probability: NDArray[np.float64]) -> float:
-    """Entropy in bits."""
-    present = probability[probability > 0]
-    return float(-(present * np.log2(present)).sum())
+def pnmi(aligned: AlignedUnits) -> float:
+    """Share of the phones' entropy that the units explain, 0 to 1; NaN for a single phone."""
+    of_phones, of_units = (entropy(aligned.counts.sum(axis=axis)) for axis in (1, 0))
+    information = of_phones + of_units - entropy(aligned.counts)
+    return information / of_phones if len(aligned.counts) > 1 else math.nan
+
+
+def phone_purity(aligned: AlignedUnits) -> float:
+    """Probability of the most probable phone of each unit, summed over units."""
+    return float(aligned.counts.max(axis=0).sum() / aligned.counts.sum())
+
+
+def cluster_purity(aligned: AlignedUnits) -> float:
+    """Probability of the most probable unit of each phone, summed over phones."""
+    return float(aligned.counts.max(axis=1).sum() / aligned.counts.sum())
+
+
+def codebook_perplexity(aligned: AlignedUnits) -> float:
+    """2 to the entropy of the units, 1 to V."""
+    return 2 ** entropy(aligned.counts.sum(axis=0))
+
+
+def active_codes(aligned: AlignedUnits) -> int:
+    """Number of units that occur."""
+    return int(np.count_nonzero(aligned.counts.sum(axis=0)))
+
+
+def entropy(counts: NDArray[np.int64]) -> float:
+    """Entropy in bits of what has been counted."""
+    probability = counts[counts > 0] / counts.sum()
+    return float(-(probability * np.log2(probability)).sum())
 
 
 def bitrate(sequences: Iterable[ArrayLike], num_units: int) -> float:
@@ -142,11 +152,21 @@ def bitrate(sequences: Iterable[ArrayLike], num_units: int) -> float:
         ValueError: there is no unit at all.
     """
     arrays = [np.asarray(sequence) for sequence in sequences]
-    seconds = sum(map(len, arrays)) / UNITS_PER_SECOND
+    seconds = sum(map(len, arrays)) / FRAMES_PER_SECOND
     if not seconds:
         raise ValueError("there are no units to measure the bitrate of")
     left = sum(1 + np.count_nonzero(np.diff(array)) for array in arrays if len(array))
     return float(math.log2(num_units) * left / seconds)
+
+
+UNIT_METRICS: dict[str, Callable[[AlignedUnits], float]] = {
+    "pnmi": pnmi,
+    "phone_purity": phone_purity,
+    "cluster_purity": cluster_purity,
+    "codebook_perplexity": codebook_perplexity,
+    "active_codes": active_codes,
+    "bitrate": lambda aligned: bitrate((u for _, u in aligned.pairs.values()), aligned.num_units),
+}
 
 
 def proba_phone_code(counts: NDArray[np.int64], phones: Sequence[str]) -> PhoneUnitMatrix:

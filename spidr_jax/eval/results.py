@@ -1,64 +1,47 @@
-"""The numbers of a model's outputs, as a table and for JSON."""
+"""The scores of a model's outputs, as a table and for JSON."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from spidr_jax.eval import abx as abx_task
-from spidr_jax.eval.abx import AbxError
-from spidr_jax.eval.quality import UnitsQuality
+from spidr_jax.eval.abx import SPEAKERS
+from spidr_jax.eval.metrics import describe
+from spidr_jax.eval.quality import UNIT_METRICS
 
-_COLUMNS = ("PNMI", "phone pur.", "cluster pur.", "perplexity", "active", "bits/s")
-_ABX_COLUMNS = ("ABX within", "ABX across")
-
-
-class Measured(NamedTuple):
-    """The numbers of one output.
-
-    Attributes:
-        kind: "features", "codebooks", "units" or "kmeans".
-        layer: its number, or "MFCC".
-        quality: of units, where the phones are known.
-        abx: error within and across speakers, where there are items.
-    """
-
-    kind: str
-    layer: int | str
-    quality: UnitsQuality | None
-    abx: dict[str, AbxError] | None
+Source = tuple[str, int | str]  # "features", "codebooks", "units" or "kmeans", and layer or "MFCC"
+Scores = dict[Source, dict[str, float]]  # by name of the metric
+DEFINITIONS = (
+    "PNMI counts phones every 10 ms, so each unit twice. bits/s is log2(V) times the units a "
+    "second that are left without repetitions."
+)
 
 
-def as_dict(measured: Measured) -> dict[str, Any]:
-    """One output's numbers for JSON; what is undefined is None."""
-    numbers: dict[str, Any] = {"layer": measured.layer, "kind": measured.kind}
-    if measured.quality is not None:
-        numbers |= measured.quality._asdict()
-    for speakers, found in (measured.abx or {}).items():
-        numbers |= {f"abx_{speakers}": found.error, f"abx_{speakers}_cells": found.cells}
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in numbers.items()
-    }
+def as_json(scores: Scores) -> list[dict[str, Any]]:
+    """An object for each output; what is undefined is None."""
+    return [
+        {"layer": layer, "kind": kind}
+        | {name: None if math.isnan(value) else value for name, value in values.items()}
+        for (kind, layer), values in scores.items()
+    ]
 
 
-def table(rows: Sequence[Measured], clusters: int = 0) -> str:
-    """Lay the numbers out, a line for each output; ABX errors in per cent."""
-    names = {"kmeans": f"k-means {clusters}"}
-    lines = [["layer", "output"]]
-    with_quality = any(row.quality is not None for row in rows)
-    with_abx = any(row.abx is not None for row in rows)
-    lines[0] += [*_COLUMNS * with_quality, *_ABX_COLUMNS * with_abx]
-    for row in rows:
-        line = [str(row.layer), names.get(row.kind, row.kind)]
-        if with_quality:
-            found = row.quality
-            formats = (".3f", ".3f", ".3f", ".1f", "d", ".0f")
-            order = found and (found.pnmi, *found[:2], *found[3:])
-            line += [f"{v:{f}}" for v, f in zip(order, formats, strict=True)] if order else [""] * 6
-        if with_abx and row.abx is not None:
-            errors = (row.abx[name].error for name in abx_task.SPEAKERS)
-            line += ["-" if math.isnan(error) else f"{100 * error:.2f} %" for error in errors]
-        lines.append(line)
+def table(scores: Scores, clusters: int = 0) -> str:
+    """Lay the scores out, a line for each output."""
+    known = (*UNIT_METRICS, *(f"abx_{speakers}" for speakers in SPEAKERS))
+    names = [name for name in known if any(name in values for values in scores.values())]
+    lines = [["layer", "output", *(describe(name).label for name in names)]]
+    for (kind, layer), values in scores.items():
+        output = f"k-means {clusters}" if kind == "kmeans" else kind
+        lines.append([str(layer), output, *(_cell(values, name) for name in names)])
+    return aligned(lines)
+
+
+def _cell(values: Mapping[str, float], name: str) -> str:
+    return describe(name).text(values[name]) if name in values else ""
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table of texts, in columns that end below one another."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

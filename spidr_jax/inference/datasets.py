@@ -1,12 +1,27 @@
 """The corpora that layers are measured on, each with what is known of its utterances."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from spidr_jax.data.corpus import open_manifest
+from spidr_jax.data.corpus import Corpus, open_manifest
 from spidr_jax.data.sources import parse_named
-from spidr_jax.eval import items
 from spidr_jax.eval.alignment import read_alignment
-from spidr_jax.inference.outputs import EvaluationSet
+from spidr_jax.eval.items import Items, read_items
+
+
+class EvaluationSet(NamedTuple):
+    """A named corpus with what is known of its utterances.
+
+    Attributes:
+        name: name in logs.
+        corpus: the utterances.
+        phones: of each file, one every 10 ms, or None.
+        items: items of an ABX task, or None.
+    """
+
+    name: str
+    corpus: Corpus
+    phones: dict[str, Any] | None
+    items: Items | None = None
 
 
 class Spec(NamedTuple):
@@ -71,7 +86,7 @@ def open_set(
     known = {row.fileid for row in corpus}
     if phones is not None and (missing := sorted(known - phones.keys())):
         raise ValueError(f"{alignment}: has no phones of {missing[0]!r} of {manifest}")
-    found = None if item is None else items.read_items(item)
+    found = None if item is None else read_items(item)
     if found is not None and (missing := sorted(set(found.fileid.tolist()) - known)):
         raise ValueError(f"{item}: {missing[0]!r} is no utterance of {manifest}")
     return EvaluationSet(name, corpus, phones, found)

@@ -1,6 +1,6 @@
-"""What a model's layers are worth on a corpus: unit quality and ABX of each of its outputs.
+"""The outputs of a whole corpus: of each layer of a model, or MFCC.
 
-F frames of all files one after another, D width, V codes or clusters.
+F frames of all files one after another, D width.
 """
 
 import contextlib
@@ -13,12 +13,8 @@ import numpy as np
 
 from spidr_jax.data import audio, parallel
 from spidr_jax.data.corpus import Corpus, Row
-from spidr_jax.eval import abx as abx_task
-from spidr_jax.eval import kmeans
-from spidr_jax.eval.abx import AbxError
-from spidr_jax.eval.items import Items, locate, places
-from spidr_jax.eval.quality import UnitsQuality, units_quality
-from spidr_jax.eval.results import Measured
+from spidr_jax.eval.items import places
+from spidr_jax.eval.results import Source
 from spidr_jax.inference.forward import JointForward
 from spidr_jax.inference.stream import stream
 from spidr_jax.model import model
@@ -26,32 +22,6 @@ from spidr_jax.model.config import ModelConfig
 
 MFCC = "MFCC"
 _TITLE = "evaluate"
-Source = tuple[str, int | str]  # kind, and the layer's number or "MFCC"
-
-
-class EvaluationSet(NamedTuple):
-    """A named corpus with what is known of its utterances.
-
-    Attributes:
-        name: for its numbers.
-        corpus: the utterances.
-        phones: of each file, one every 10 ms, or None.
-        items: of an ABX task, or None.
-    """
-
-    name: str
-    corpus: Corpus
-    phones: dict[str, Any] | None
-    items: Items | None = None
-
-
-class AbxOptions(NamedTuple):
-    """See `abx.measure`; by default every triplet counts."""
-
-    context: str = "within"
-    max_size_group: int | None = None
-    max_x_across: int | None = None
-    seed: int = 0
 
 
 class Outputs(NamedTuple):
@@ -161,79 +131,3 @@ def _read(corpus: Corpus, function: Any, title: str) -> Iterator[tuple[str, np.n
     rows = [corpus.row(index) for index in order]
     found = parallel.each(lambda i: function(rows[i]), len(rows), jobs=0, title=title)
     return ((row.fileid, values) for row, values in zip(rows, found, strict=True))
-
-
-def with_kmeans(outputs: Outputs, fitted_on: Outputs, clusters: int, seed: int) -> Outputs:
-    """Add k-means units of all features, with centres fitted on those of `fitted_on`.
-
-    Raises:
-        ValueError: see `kmeans.fit`.
-    """
-    arrays = dict(outputs.arrays)
-    for (kind, layer), array in outputs.arrays.items():
-        if kind == "features":
-            centres = kmeans.fit(fitted_on.arrays[kind, layer], clusters, seed)
-            arrays["kmeans", layer] = kmeans.assign(array, centres)
-    return outputs._replace(arrays=arrays)
-
-
-def measure(
-    evaluation: EvaluationSet,
-    outputs: Outputs,
-    num_units: Mapping[str, int],
-    options: AbxOptions = AbxOptions(),  # noqa: B008
-) -> list[Measured]:
-    """Measure outputs against what is known of the utterances.
-
-    Features and codebook probabilities are compared by angle, as fastabx does by default; units
-    by whether they are the same.
-
-    Args:
-        evaluation: the utterances' phones and items.
-        outputs: of its corpus.
-        num_units: V of each kind of units among them.
-        options: of ABX.
-
-    Raises:
-        ValueError: see `abx.measure` and `quality.units_quality`; or a file of the items has no
-            output.
-    """
-    return [
-        Measured(
-            kind,
-            layer,
-            _quality(evaluation, outputs.files, array, num_units[kind])
-            if array.ndim == 1
-            else None,
-            _abx(evaluation, outputs.files, array, options),
-        )
-        for (kind, layer), array in outputs.arrays.items()
-    ]
-
-
-def _quality(
-    evaluation: EvaluationSet,
-    files: Mapping[str, tuple[int, int]],
-    units: np.ndarray,
-    num_units: int,
-) -> UnitsQuality | None:
-    if evaluation.phones is None:
-        return None
-    pairs = {
-        name: (evaluation.phones[name], units[start : start + length])
-        for name, (start, length) in files.items()
-    }
-    return units_quality(pairs, num_units)
-
-
-def _abx(
-    evaluation: EvaluationSet,
-    files: Mapping[str, tuple[int, int]],
-    array: np.ndarray,
-    options: AbxOptions,
-) -> dict[str, AbxError] | None:
-    if evaluation.items is None:
-        return None
-    spans = locate(evaluation.items, files)
-    distance = "identical" if array.ndim == 1 else "angular"
-    return abx_task.measure(array, evaluation.items, spans, distance=distance, **options._asdict())

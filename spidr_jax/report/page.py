@@ -165,7 +165,7 @@ def _evaluated(runs: Sequence[Run]) -> str:
 def _units(runs: Sequence[Run], probes: Sequence[Probe | str]) -> Iterator[str]:
     for name, found in zip(_names(runs), probes, strict=True):
         if not isinstance(found, str):
-            rows = [{"layer": k} | each._asdict() for k, each in found.measured.items()]
+            rows = [{"layer": k} | each for k, each in found.measured.items()]
             large = draw_matrix(found.matrix, 1000, 40 + 14 * len(found.matrix.phones))
             body = f"<p>{escape(found.source)}</p>{large}{_measured(('layer',), rows)}"
             yield _details(f"Phones and units of {name}", body)

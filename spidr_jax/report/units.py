@@ -28,7 +28,7 @@ class Probe(NamedTuple):
     """
 
     source: str
-    measured: dict[int, quality.UnitsQuality]
+    measured: dict[int, dict[str, float]]
     matrix: quality.PhoneUnitMatrix
 
 
@@ -63,7 +63,7 @@ def probe(run: Run, layer: int | None = None) -> Probe:
     codes = model.config.codebook_size
     pairs = {k: {n: (phones[n], u[i]) for n, u in units.items()} for i, k in enumerate(layers)}
     measured = {k: quality.units_quality(found, codes) for k, found in pairs.items()}
-    shown = layer or max(layers, key=lambda k: np.nan_to_num(measured[k].pnmi))
+    shown = layer or max(layers, key=lambda k: np.nan_to_num(measured[k]["pnmi"]))
     source = (
         f"layer {shown} after step {model.step:,} on {len(rows)} of the {len(dataset.corpus)} "
         f"utterances of {dataset.name}"

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from spidr_jax.data.audio import AudioError
 from spidr_jax.data.pipeline import BadDataError
+from spidr_jax.eval.metrics import key_text, of_set, parse_key
 from spidr_jax.train import distributed, placement, watchdog
 from spidr_jax.train.config import RunConfig
 from spidr_jax.train.sinks import Logs
@@ -45,7 +46,7 @@ class Evaluations:
         if distributed.is_first():
             here = jax.device_put(jax.device_get(weights), jax.local_devices()[0])
             for each in self._task.evaluations:
-                if not logs.has(step, f"{each.name}/{each.key}"):
+                if not logs.has(step, key_text(parse_key(each.key)._replace(set=each.name))):
                     self._measure(each, here, step, logs)
         distributed.barrier(f"evaluation after step {step}", MAX_SECONDS)
 
@@ -61,7 +62,7 @@ class Evaluations:
                 raise BadDataError(text) from None
             distributed.tell(f"warning: {text}")  # no reason to stop what trains well
             return
-        logs.write(step, {f"{name}/{metric}": value for metric, value in values.items()})
+        logs.write(step, of_set(name, values))
         seconds = time.perf_counter() - start
         shown = evaluation.show(values)
         distributed.tell(f"evaluation {name} after step {step} ({seconds:.1f} s)\n{shown}")

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spidr_jax.data import pipeline
-from spidr_jax.eval.metrics import parse_key
+from spidr_jax.eval.metrics import Key, key_text, of_set, parse_key
 from spidr_jax.train import console, distributed, placement, watchdog
 from spidr_jax.train.config import RunConfig
 from spidr_jax.train.sinks import Logs
@@ -62,7 +62,7 @@ class Validation:
         """
         measured: dict[str, float] = {}
         for name in self._task.validation if self.due(step) else ():
-            if distributed.all_gather_int(logs.has(step, f"{name}/loss"))[0]:
+            if distributed.all_gather_int(logs.has(step, key_text(Key(name, None, "loss"))))[0]:
                 continue
             start = time.perf_counter()
             values = self._task.flatten(
@@ -71,7 +71,7 @@ class Validation:
             seconds = time.perf_counter() - start
             shown = console.shown(values, self._task.shown)
             distributed.print0(f"validation {name} after step {step}: {shown}  ({seconds:.1f} s)")
-            named = {f"{name}/{metric}": value for metric, value in values.items()}
+            named = of_set(name, values)
             logs.write(step, named)
             measured |= named
         return measured
@@ -79,13 +79,13 @@ class Validation:
     def _names(self) -> list[str]:
         """The metrics of all sets by which a checkpoint may be the best."""
         state = self._task.eval_state(placement.abstract_state(self._task, self._mesh, fsdp=False))
-        names = []
+        names: list[str] = []
         for name, data in self._task.validation.items():
             batch = placement.abstract_batch(data.shapes(0, 1)[0], self._mesh)
             shapes = jax.eval_shape(self._eval_fn, state, batch, np.int32(0))
             values = self._task.flatten(jax.tree.map(lambda x: np.zeros(x.shape), shapes))
-            shown = [each for each in values if parse_key(each).name in self._task.shown]
-            names += [f"{name}/{metric}" for metric in shown]
+            shown = {n: v for n, v in values.items() if parse_key(n).name in self._task.shown}
+            names += of_set(name, shown)
         return names
 
 

@@ -20,7 +20,8 @@ from spidr_jax.train import metrics
 from spidr_jax.train.evaluation import Evaluations
 
 TIMINGS = ("audio_seconds_per_second", "data_wait")
-MEASURES = ("pnmi", "phone_purity", "cluster_purity", "abx_within", "abx_across")
+UNITS = ("pnmi", "phone_purity", "cluster_purity", "codebook_perplexity", "bitrate")
+ABX = ("abx_within", "abx_across")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -129,7 +130,7 @@ def evaluated(line: dict[str, Any]) -> dict[str, Any]:
 def test_every_set_is_measured_at_its_cadence(straight: Any) -> None:
     lines = straight[2]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
-    promised = {f"tones/{name}/{k}" for name in MEASURES for k in (1, 2)}
+    promised = {f"tones/{name}/{k}" for name in (*UNITS, *ABX) for k in (1, 2)}
     promised |= {f"flat/abx_{name}/{k}" for name in ("within", "across") for k in (1, 2)}
     for line in lines:
         assert evaluated(line).keys() == (promised if line["step"] % 2 == 0 else set())
@@ -157,9 +158,9 @@ def test_the_numbers_are_those_of_the_evaluation_command(
     assert evaluate.main(line) == 0
     found = {}
     for row in json.loads(out.read_text())["results"]:
-        wanted = MEASURES[:3] if row["kind"] == "units" else MEASURES[3:]
+        wanted = UNITS if row["kind"] == "units" else ABX
         found |= {f"tones/{name}/{row['layer']}": row[name] for name in wanted}
-    assert len(found) == 10
+    assert len(found) == 14
     assert {name: lines[-1][name] for name in found} == pytest.approx(found, abs=5e-3)
 
 
