@@ -16,14 +16,13 @@ from spidr_jax.eval.metrics import Key, key_text
 from spidr_jax.inference import evaluation
 from spidr_jax.inference.datasets import open_sets
 from spidr_jax.method import step
+from spidr_jax.method.codebook import least_perplexity
 from spidr_jax.method.config import Config
 from spidr_jax.method.step import TrainState
 from spidr_jax.train import distributed
 from spidr_jax.train.task import EvalFn, Evaluation, StepFn, Task
 from spidr_jax.weights.check import named
 from spidr_jax.weights.load import read
-
-_COLLAPSED = 0.1  # of V codes in use; healthy: 0.4 from the start in the published run
 
 
 class Pretraining(Task):
@@ -206,7 +205,7 @@ class Collapse:
 
     def __init__(self, codebook_size: int) -> None:
         """Codebooks of V = `codebook_size` codes."""
-        self._least = max(2.0, _COLLAPSED * codebook_size)
+        self._least = least_perplexity(codebook_size)
         self._size = codebook_size
         self._fallen: set[int] = set()
 

@@ -55,6 +55,11 @@ class CodebookConfig:
         check_fields(self, checks)
 
 
+def least_perplexity(codebook_size: int) -> float:
+    """Perplexity below which a codebook has collapsed; at first 0.4 of its codes are in use."""
+    return max(2.0, 0.1 * codebook_size)
+
+
 def init(key: jax.Array, num_codebooks: int, codebook_size: int, width: int) -> CodebookState:
     """Draw standard normal codes, each coordinate standardised over the V codes; counts are 1."""
     sums = jax.random.normal(key, (num_codebooks, codebook_size, width))

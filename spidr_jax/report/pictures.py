@@ -8,10 +8,11 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from spidr_jax.eval.metrics import Key, describe, key_text
+from spidr_jax.method.codebook import least_perplexity
 from spidr_jax.report import reference
 from spidr_jax.report.curves import BAD, INK, RUNS, SOFT, Line, layer_colours, lines, picture
 from spidr_jax.report.runs import Point, Run
-from spidr_jax.report.verdict import best_layer, least_perplexity
+from spidr_jax.report.verdict import best_layer
 
 SIZE = 360, 310  # of the first screen's pictures
 

@@ -5,9 +5,9 @@ from statistics import fmean
 from typing import Literal, NamedTuple
 
 from spidr_jax.eval.metrics import Key, describe, key_text
+from spidr_jax.method.codebook import least_perplexity
 from spidr_jax.report.runs import Run
 
-_COLLAPSED = 0.1  # of V codes; the published run's codebooks begin at 0.4
 _USE = {
     "target_ppl": "target perplexity",
     "pred_ppl": "prediction perplexity",
@@ -21,11 +21,6 @@ class Verdict(NamedTuple):
     mood: Literal["good", "bad", "unsure"]
     word: str
     why: str
-
-
-def least_perplexity(codes: int) -> float:
-    """The perplexity below which a codebook of `codes` codes counts as collapsed."""
-    return max(2.0, _COLLAPSED * codes)
 
 
 def best_layer(run: Run, dataset: str, name: str) -> int | str:
