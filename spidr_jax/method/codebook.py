@@ -44,13 +44,13 @@ class CodebookConfig:
 
     decay: float = 0.9  # of sums and counts a step; from 1 on nothing moves
     assignment: str = "nearest"  # name in ASSIGNMENTS: which code a frame gets
-    update: str = "moving_average"  # name in UPDATES: how a step changes the codes
+    update_rule: str = "moving_average"  # name in UPDATES: how a step changes the codes
 
     def __post_init__(self) -> None:
         checks = (
             ("decay", 0 <= self.decay < math.inf, "a number from 0"),
             ("assignment", self.assignment in ASSIGNMENTS, ", ".join(ASSIGNMENTS)),
-            ("update", self.update in UPDATES, ", ".join(UPDATES)),
+            ("update_rule", self.update_rule in UPDATES, ", ".join(UPDATES)),
         )
         check_fields(self, checks)
 
@@ -135,7 +135,7 @@ def update(
         batch: the `statistics` of the batch's frames. What an update does not read costs nothing.
         key: random key of the step.
     """
-    return state if config.decay >= 1 else UPDATES[config.update](config, state, batch, key)
+    return state if config.decay >= 1 else UPDATES[config.update_rule](config, state, batch, key)
 
 
 def _moving_average(

@@ -80,7 +80,7 @@ def test_lots_number_the_masked_frames_first_in_random_order() -> None:
         ("decay", -0.1),
         ("decay", float("nan")),
         ("assignment", "furthest"),
-        ("update", "never"),
+        ("update_rule", "never"),
     ],
 )
 def test_a_bad_value_is_refused_by_the_fields_name(field: str, value: object) -> None:
