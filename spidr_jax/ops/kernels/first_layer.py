@@ -22,6 +22,7 @@ from spidr_jax.ops.partition import partition_batch
 
 FRAMES, CHANNELS = 64, 64  # that a program computes at a time
 PROGRAMS = 384  # of the backward pass, about: three for each core of an H100
+# The few terms are one product: there is no loop over them whose loads stages could overlap.
 COMPILER = triton.CompilerParams(num_warps=4, num_stages=1)
 
 

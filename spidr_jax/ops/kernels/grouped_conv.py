@@ -21,12 +21,15 @@ from spidr_jax.ops import reference
 from spidr_jax.ops.kernels.self_test import largest_error
 from spidr_jax.ops.partition import partition_batch
 
-# The convolution: frames that a program has, places of their windows that it takes at a time.
+# The convolution: frames that a program has, places of their windows that it takes at a time. Of
+# 4 warps, sums of base's 48 outputs, padded to 64, take 64 registers a thread.
 FRAMES, PLACES = 128, 64
 CONVOLVE = triton.CompilerParams(num_warps=4, num_stages=3)
 # The kernel's gradient: outputs and places of windows that a program has, frames that it takes at
 # a time, and rows that it goes through.
 OUTPUTS, WINDOW, STEP, ROWS = 128, 256, 64, 4
+# Of 8 warps, the sums of a program, 128 x 256 float32, take 128 registers a thread; 4 warps would
+# need 256, more than there are.
 CORRELATE = triton.CompilerParams(num_warps=8, num_stages=3)
 
 
