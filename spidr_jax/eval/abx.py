@@ -76,7 +76,7 @@ def measure(
         distance: "angular", "euclidean" or "identical".
         speakers: some of `SPEAKERS`: the tasks.
         context: one of `CONTEXTS`.
-        max_size_group: items of a group that are kept, drawn anew for each seed; None for all.
+        max_size_group: items of a group that are kept, drawn again for each seed; None for all.
         max_x_across: speakers of X that are kept for each A and B across speakers; None for all.
         seed: of both draws.
 

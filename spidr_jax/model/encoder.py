@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.model.initializers import uniform_init
 from spidr_jax.model.noise import Noise, at
 from spidr_jax.model.norm import LayerNorm
 from spidr_jax.ops.attention import attention
 from spidr_jax.ops.dropout import dropout
 from spidr_jax.ops.grouped_conv import grouped_conv
-from spidr_jax.ops.norms import gelu, layer_norm_gelu, uniform_init
+from spidr_jax.ops.norms import gelu, layer_norm_gelu
 
 
 class GroupedConv(nn.Module):

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from spidr_jax.model.config import Framing, ModelConfig
+from spidr_jax.model.initializers import uniform_init
 from spidr_jax.model.norm import LayerNorm
 from spidr_jax.ops.conv import conv, conv_norm_gelu
-from spidr_jax.ops.norms import gelu, instance_norm, uniform_init
+from spidr_jax.ops.norms import gelu, instance_norm
 
 
 def conv_framing(layers: tuple[tuple[int, int, int], ...]) -> Framing:

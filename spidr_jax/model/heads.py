@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import lax
 
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.ops.norms import uniform_init
+from spidr_jax.model.initializers import uniform_init
 
 
 @jax.custom_vjp

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 
 from spidr_jax.ops.dispatch import select_kernel
@@ -194,12 +193,3 @@ def instance_norm(x: jax.Array, frame_mask: jax.Array | None = None) -> jax.Arra
     centred = x - mean
     variance = jnp.square(centred).mean(axis=1, keepdims=True, where=where)
     return centred * lax.rsqrt(variance + EPSILON)
-
-
-def uniform_init(bound: float) -> nn.initializers.Initializer:
-    """Initialiser that draws from the uniform distribution on [-bound, bound)."""
-
-    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init

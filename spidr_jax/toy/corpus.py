@@ -172,7 +172,7 @@ def _plan(
 
 def _run(part: Part) -> list[tuple[int, list[tuple[float, float, str]]]]:
     # Not by fork, since the caller may have jax's threads; nor by multiprocessing's spawn, which
-    # imports the caller's main module anew for each speaker.
+    # imports the caller's main module again for each speaker.
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
