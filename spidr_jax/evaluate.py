@@ -21,8 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from spidr_jax.data import audio
 from spidr_jax.data.corpus import Corpus, open_manifest
 from spidr_jax.eval import abx, results
@@ -33,6 +31,7 @@ from spidr_jax.inference.forward import KINDS, layers_of, make_joint_forward
 from spidr_jax.inference.quantiser import with_kmeans
 from spidr_jax.inference.scores import count_items, score_abx, score_units
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.ops import platform
 from spidr_jax.weights import register
 from spidr_jax.weights.reference_config import MODEL_TYPES
 
@@ -75,7 +74,7 @@ def _checkpoint(args: argparse.Namespace, model: inference.SpeechModel) -> tuple
     wanted = wanted_layers(model.config, _kinds(args, model.config), args.layers)
     if args.kmeans:
         wanted["kmeans"] = wanted_layers(model.config, ["features"], args.layers)["features"]
-    seconds = args.batch_seconds or (20 if jax.default_backend() == "cpu" else 240)
+    seconds = args.batch_seconds or platform.choose(20, 240)
 
     def run(corpus: Corpus, layers: _Layers) -> Any:
         forward = make_joint_forward(model.config, inference.DTYPES[args.precision], layers)

@@ -26,6 +26,7 @@ from spidr_jax.data.corpus import Corpus, Row, open_manifest
 from spidr_jax.inference import model as inference
 from spidr_jax.inference import writers as extract_files
 from spidr_jax.inference.forward import KINDS
+from spidr_jax.ops import platform
 from spidr_jax.train import placement
 from spidr_jax.weights import register
 from spidr_jax.weights.reference_config import MODEL_TYPES
@@ -126,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     if args.dedup and args.kind != "units":
         raise ValueError(f"--dedup: is for --kind units, not {args.kind}")
-    seconds = args.batch_seconds or (20 if jax.default_backend() == "cpu" else 240)
+    seconds = args.batch_seconds or platform.choose(20, 240)
     model = inference.load(args.checkpoint, model_type=args.model_type, dtype=args.precision)
     model.forward(args.kind, args.layers)  # refuses a layer before anything is written
     corpus = open_manifest(args.manifest)

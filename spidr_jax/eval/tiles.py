@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spidr_jax.eval import warping
+from spidr_jax.ops import platform
 
 _SIDES = (4, 8, 16)  # T
 _Index = NDArray[np.int64]
@@ -93,7 +94,7 @@ def _computed(
 
     Where a chunk is not full, its sequence is -1.
     """
-    limits = _CPU if jax.default_backend() == "cpu" else _ACCELERATOR
+    limits = platform.choose(_CPU, _ACCELERATOR)
     width = frames.shape[1] if frames.ndim == 2 else 1
     side = _side(sizes, width)
     members = _tiles(group, length, side)

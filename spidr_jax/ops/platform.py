@@ -2,15 +2,22 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import TypeVar
 
 import jax
 
+T = TypeVar("T")
 _described: list[str] = []
 
 
 def kind() -> str:
     """What a program that is traced now will run on: "cpu", "gpu" or "tpu"."""
     return _described[-1] if _described else jax.default_backend()
+
+
+def choose(cpu: T, other: T) -> T:
+    """One of two sizes of work: what a CPU's caches hold, or what keeps another device busy."""
+    return cpu if kind() == "cpu" else other
 
 
 def is_described() -> bool:
