@@ -340,31 +340,3 @@ def test_weighted_sources_are_read_from_their_own_files(tmp_path):
 def test_one_of_manifest_and_sources_is_set(manifest, sources, reason):
     with pytest.raises(ValueError, match=reason):
         open_sources(manifest, sources)
-
-
-# ---- speech
-
-
-def test_espeak_voices_go_through(tmp_path):
-    pytest.importorskip("espeakng_loader")
-    from spidr_jax.toy import make_corpus as make_speech
-
-    make_speech(tmp_path / "toy", train_utterances_per_speaker=2, dev_sentences=2)
-    manifest = str(tmp_path / "toy.csv")
-    write_manifest(str(tmp_path / "toy" / "train"), manifest)
-    sources = open_sources(manifest, None)
-    plan = make_plan(
-        sources,
-        min_samples=2000,
-        max_samples=320_000,
-        num_buckets=2,
-        max_batch_samples=100_000,
-        planned_devices=1,
-        seed=0,
-    )
-    with open_batches(sources, plan, stop=plan.batches_per_epoch) as batches:
-        for batch in batches:
-            wave = (batch["waveforms"] - batch["mean"][:, None]) * batch["inv_std"][:, None]
-            # Pauses and crops aside, a row of standardised speech has about unit variance.
-            assert np.all((wave.std(axis=1) > 0.5) & (wave.std(axis=1) < 2))
-        assert batches.data.bad_rows() == 0
