@@ -8,8 +8,8 @@ corpus can be any folder with train, dev-seen and dev-unseen, each with manifest
 two with alignment.txt and triphone.item too.
 
 Two shared CPU cores: 600 steps of 23 s of audio take 4 to 10 min. Expected: PNMI of units on
-unseen speakers, layer 3, from 0.004 at step 0 to 0.103 with seed 0, and as far apart over seeds as
-the README's table on another corpus says. Until step 200 to 350 a run stays on a plateau where the
+unseen speakers, layer 3, from 0.004 at step 0 to 0.103 with seed 0; seeds differ as much as in the
+table of docs/results.md. Until step 200 to 350 a run stays on a plateau where the
 loss is ln pred_ppl: it has learnt how frequent the codes are, and no more.
 """
 

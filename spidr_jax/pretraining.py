@@ -215,6 +215,6 @@ class Collapse:
         for layer in sorted(fallen - self._fallen):
             distributed.print0(
                 f"warning: step {step}: the codebook of layer {layer} collapses: target perplexity "
-                f"{target_ppl[layer]:.1f} of {self._size} (README: Is it learning?)"
+                f"{target_ppl[layer]:.1f} of {self._size} (docs/training.md: Is it learning?)"
             )
         self._fallen = fallen
