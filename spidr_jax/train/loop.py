@@ -19,7 +19,7 @@ from spidr_jax.train.config import RunConfig
 from spidr_jax.train.console import ProgressLog
 from spidr_jax.train.evaluation import Evaluations
 from spidr_jax.train.monitors import NotFiniteError, SkippedUpdates
-from spidr_jax.train.preemption import Stop, lock_folder, stop_on_signals
+from spidr_jax.train.preemption import FolderLock, Stop, lock_folder, stop_on_signals
 from spidr_jax.train.programs import Programs
 from spidr_jax.train.sinks import Logs, check_installed
 from spidr_jax.train.task import Metrics, State, Task
@@ -35,6 +35,7 @@ class Run:
     task: Task
     config: RunConfig
     folder: Path
+    lock: FolderLock | None
     checkpoints: Checkpoints
     mesh: Mesh
     evaluations: Evaluations
@@ -64,10 +65,10 @@ def open_run(task: Task, config: RunConfig) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"config.workdir = {str(folder)!r}: {error.strerror}") from None
-    lock_folder(folder)
+    lock = lock_folder(folder)
     keeping = {name: getattr(config.checkpoint, name) for name in ("keep", "keep_every", "best")}
     checkpoints = Checkpoints(folder / "checkpoints", **keeping)
-    return Run(task, config, folder, checkpoints, mesh, evaluations, validation)
+    return Run(task, config, folder, lock, checkpoints, mesh, evaluations, validation)
 
 
 def build_state(run: Run) -> State:

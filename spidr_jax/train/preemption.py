@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakValueDictionary
 
 import jax
 from jax.experimental import multihost_utils
@@ -14,23 +15,36 @@ from spidr_jax.data import files
 from spidr_jax.train import distributed
 
 _interrupted: list[bool] = []
-_locks: dict[Path, BinaryIO] = {}
+_locks: "WeakValueDictionary[Path, FolderLock]" = WeakValueDictionary()
 
 
-def lock_folder(folder: Path) -> None:
-    """Lock a run's folder, in the first of its processes, for as long as that lives.
+class FolderLock:
+    """Holds a run's folder for as long as it, or its process, is there."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Hold a locked file."""
+        self._file = file
+
+    def __del__(self) -> None:
+        self._file.close()
+
+
+def lock_folder(folder: Path) -> FolderLock | None:
+    """Lock a run's folder against other processes, in the first of the run's own.
 
     Raises:
         ValueError: another process holds it; the message says which.
     """
-    if not distributed.is_first() or folder.absolute() in _locks:
-        return
+    path = folder.absolute()
+    if not distributed.is_first() or path in _locks:
+        return _locks.get(path)
     try:
-        _locks[folder.absolute()] = files.lock(folder / ".lock")
+        lock = _locks[path] = FolderLock(files.lock(path / ".lock"))
     except BlockingIOError as error:
         raise ValueError(
             f"config.workdir = {str(folder)!r}: {error}; let it end, or choose another folder"
         ) from None
+    return lock
 
 
 def raise_interrupt(*_: Any) -> None:

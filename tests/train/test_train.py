@@ -194,7 +194,7 @@ HOLDS = """
 import sys
 from pathlib import Path
 from spidr_jax.train.preemption import lock_folder
-lock_folder(Path(sys.argv[1]))
+held = lock_folder(Path(sys.argv[1]))
 print("holds", flush=True)
 sys.stdin.read()
 """
