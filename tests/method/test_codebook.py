@@ -74,6 +74,19 @@ def test_lots_number_the_masked_frames_first_in_random_order() -> None:
     assert (lots != codebook.draw_lots(jax.random.key(2), mask)).any()
 
 
+def test_the_statistics_of_parts_add_up_to_those_of_the_batch() -> None:
+    targets = jax.random.normal(KEY, (2, 12, 3))
+    assignments = jax.nn.softmax(jax.random.normal(jax.random.key(1), (2, 12, 5)))
+    lots = jax.random.permutation(jax.random.key(2), 12)
+    whole = codebook.statistics(targets, assignments, lots)
+    np.testing.assert_array_equal(whole.candidates, targets[:, jnp.argsort(lots)[:5]])
+    parts = [slice(0, 12, 2), slice(1, 12, 2)]
+    split = [codebook.statistics(targets[:, p], assignments[:, p], lots[p]) for p in parts]
+    for name, value in whole._asdict().items():
+        total = sum(getattr(part, name) for part in split)
+        np.testing.assert_allclose(total, value, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -134,6 +134,30 @@ def test_a_step_moves_all_that_trains_and_counts_itself(state: TrainState, step:
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8), *shared)
 
 
+GOLDEN = (
+    {
+        **{"loss": 2.086598, "target_ppl": 5.750567, "pred_ppl": 7.968225, "active_codes": 7.5},
+        **{"masked_frames": 108.0, "grad_norm": 0.264681, "teacher_decay": 0.999},
+    },
+    {
+        **{"loss": 2.060042, "target_ppl": 5.16317, "pred_ppl": 7.968269, "active_codes": 7.0},
+        **{"masked_frames": 94.0, "grad_norm": 0.297326, "teacher_decay": 0.999},
+    },
+)
+
+
+def test_two_steps_have_the_metrics_that_they_had(state: TrainState, step: Step) -> None:
+    """With dropout and drawn masks."""
+    found = []
+    for expected in GOLDEN:
+        state, metrics = step(state, make_batch(), KEY)
+        found.append({name: round(float(metrics[name]), 6) for name in expected})
+    for values, expected in zip(found, GOLDEN, strict=True):
+        assert values == pytest.approx(expected, rel=1e-4), (
+            f"training computes something else; if that is meant, GOLDEN becomes {found}"
+        )
+
+
 def test_masks_and_dropout_follow_key_and_step(state: TrainState, step: Step) -> None:
     batch = make_batch()
     losses = {
@@ -427,3 +451,13 @@ def test_what_saves_memory_changes_no_result(saving: dict[str, Any]) -> None:
     for (path, a), b in zip(leaves, jax.tree.leaves(saved), strict=True):
         error = np.linalg.norm(np.asarray(b, np.float64) - a)
         assert error <= 1e-5 * np.linalg.norm(np.asarray(a, np.float64)), path
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_candidates_that_no_update_reads_are_not_drawn(parts: int) -> None:
+    """Lots are sorted, and with the mask given nothing else is."""
+    config = dataclasses.replace(CONFIG, accumulate=parts)
+    state = jax.eval_shape(lambda key: train_step.init_state(config, key), KEY)
+    batch = make_batch() | {"mask": jnp.asarray(make_mask())}
+    step = jax.jit(train_step.make_train_step(config, frozen=False))
+    assert " sort(" not in step.lower(state, batch, KEY).compile().as_text()
