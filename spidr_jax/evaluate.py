@@ -15,7 +15,6 @@ same of MFCC, which needs no checkpoint.
 import argparse
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,45 +34,31 @@ from spidr_jax.ops import platform
 from spidr_jax.weights import register
 from spidr_jax.weights.reference_config import MODEL_TYPES
 
+_ABX_OPTIONS = ("context", "max_size_group", "max_x_across", "seed")
 _Layers = Mapping[str, tuple[Any, ...]]  # by kind of output
 _Run = Callable[[Corpus, _Layers], Any]  # gives the outputs of a corpus
 
 
-def wanted_layers(
-    config: ModelConfig, kinds: Sequence[str], layers: Sequence[int] | None
-) -> dict[str, tuple[int, ...]]:
-    """Which layers to ask for each kind: of those given (None: all), the ones that have it.
-
-    Raises:
-        ValueError: a layer does not exist, or none of them has a kind.
-    """
+def _wanted(args: argparse.Namespace, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Which layers to score of each kind of output: of those asked for, the ones that have it."""
     every = layers_of(config, "features")
-    for layer in layers or ():
+    for layer in args.layers or ():
         if layer not in every:
             raise ValueError(f"--layers {layer}: allowed is {every[0]} to {every[-1]}")
-    wanted = {}
-    for kind in kinds:
-        there = layers_of(config, kind)
-        wanted[kind] = tuple(layer for layer in layers or every if layer in there)
-        if not wanted[kind]:
-            raise ValueError(f"--layers: {kind} are there for layers {there[0]} to {there[-1]}")
-    return wanted
-
-
-def _kinds(args: argparse.Namespace, config: ModelConfig) -> tuple[str, ...]:
-    """The kinds asked for, or those that can be scored and that a layer has."""
-    if args.kinds:
-        return tuple(args.kinds)
-    kinds = KINDS if args.item else ("units",)
-    found = [k for k in kinds if not args.layers or set(args.layers) & set(layers_of(config, k))]
-    return tuple(found) if found or args.kmeans else ("units",)
+    layers = args.layers or tuple(every)
+    kinds = args.kinds or (KINDS if args.item else ("units",))
+    wanted = {kind: tuple(k for k in layers if k in layers_of(config, kind)) for kind in kinds}
+    if args.kmeans:
+        wanted["kmeans"] = layers
+    missing = [kind for kind in kinds if not wanted[kind]]
+    if missing and (args.kinds or len(missing) == len(wanted)):
+        there = layers_of(config, missing[0])
+        raise ValueError(f"--layers: {missing[0]} are there for layers {there[0]} to {there[-1]}")
+    return {kind: numbers for kind, numbers in wanted.items() if numbers}
 
 
 def _checkpoint(args: argparse.Namespace, model: inference.SpeechModel) -> tuple[_Run, _Layers]:
     """A forward pass, and the layers of each kind of output to score."""
-    wanted = wanted_layers(model.config, _kinds(args, model.config), args.layers)
-    if args.kmeans:
-        wanted["kmeans"] = wanted_layers(model.config, ["features"], args.layers)["features"]
     seconds = args.batch_seconds or platform.choose(20, 240)
 
     def run(corpus: Corpus, layers: _Layers) -> Any:
@@ -81,7 +66,7 @@ def _checkpoint(args: argparse.Namespace, model: inference.SpeechModel) -> tuple
         samples = round(seconds * audio.SAMPLE_RATE)
         return of_corpus.of_model(forward, model.params, model.config, corpus, samples)
 
-    return run, wanted
+    return run, _wanted(args, model.config)
 
 
 def _mfcc(args: argparse.Namespace) -> tuple[_Run, _Layers]:
@@ -96,6 +81,7 @@ def _score(
     """The scores of the wanted layers, and counts of the items."""
     layers = {kind: numbers for kind, numbers in wanted.items() if kind != "kmeans"}
     features = {"features": wanted["kmeans"]} if "kmeans" in wanted else {}
+    options = {name: vars(args)[name] for name in _ABX_OPTIONS}
     with contextlib.ExitStack() as stack:
 
         def collect(corpus: Corpus, layers: _Layers) -> of_corpus.Outputs:
@@ -108,11 +94,8 @@ def _score(
             outputs = with_kmeans(outputs, fitted_on, args.kmeans, args.seed)
         sources = [(kind, layer) for kind, numbers in wanted.items() for layer in numbers]
         outputs = outputs._replace(arrays={source: outputs.arrays[source] for source in sources})
-        abx_options = {
-            n: vars(args)[n] for n in ("context", "max_size_group", "max_x_across", "seed")
-        }
         units = score_units(outputs, evaluation.phones, {"units": codes, "kmeans": args.kmeans})
-        errors = score_abx(outputs, evaluation.items, wanted, **abx_options)
+        errors = score_abx(outputs, evaluation.items, wanted, **options)
         scores = {each: units.get(each, {}) | errors.get(each, {}) for each in sources}
         return scores, count_items(outputs, evaluation.items)
 
@@ -192,22 +175,11 @@ def _run(args: argparse.Namespace) -> None:
     if args.mfcc:
         more, counts = _score(args, evaluation, *_mfcc(args), 0)
         scores |= more
-    print(results.table(scores, args.kmeans))
-    _note(scores, counts)
+    print("\n".join([results.table(scores, args.kmeans), *results.notes(scores, counts)]))
     if args.out:
         told = {name: value for name, value in vars(args).items() if name != "out"}
         told |= {"step": step, **counts, "results": results.as_json(scores)}
         args.out.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _note(scores: results.Scores, counts: Mapping[str, int]) -> None:
-    if any(math.isnan(values.get("abx_across", 0)) for values in scores.values()):
-        print("ABX across speakers needs a phone in one context by two speakers: there is none")
-    if counts.get("items_clipped") or counts.get("items_empty"):
-        print(
-            f"of {counts['items']} items {counts['items_clipped']} end after the last frame of "
-            f"their file and are clipped; {counts['items_empty']} have no frame and are left out"
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -40,6 +40,19 @@ def _cell(values: Mapping[str, float], name: str) -> str:
     return describe(name).text(values[name]) if name in values else ""
 
 
+def notes(scores: Scores, counts: Mapping[str, int]) -> list[str]:
+    """Sentences on what the items lack, from `scores.count_items`."""
+    found = []
+    if any(math.isnan(values.get("abx_across", 0)) for values in scores.values()):
+        found = ["ABX across speakers needs a phone in one context by two speakers: there is none"]
+    if counts.get("items_clipped") or counts.get("items_empty"):
+        found.append(
+            f"of {counts['items']} items {counts['items_clipped']} end after the last frame of "
+            f"their file and are clipped; {counts['items_empty']} have no frame and are left out"
+        )
+    return found
+
+
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """A table of texts, in columns that end below one another."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

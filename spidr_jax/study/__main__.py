@@ -1,7 +1,7 @@
 """Plan one config under several values and seeds, and compare its runs; runnable.
 
     python -m spidr_jax.study --config C --out DIR [--vary FIELD=V1,V2,... ...] [--seeds N]
-        [--set FIELD=VALUE ...] [--commands]
+        [--set FIELD=VALUE ...] [--commands] [--register FILE.py]
     python -m spidr_jax.study --out DIR
 
 Every combination of the values is a setting and has N runs, DIR/NAME. A comma in brackets or
@@ -31,6 +31,7 @@ from spidr_jax.study import table
 from spidr_jax.study.plan import PlannedRun, Study, plan, read_fields, split
 from spidr_jax.study.runs import outcome
 from spidr_jax.train import config as config_lib
+from spidr_jax.weights import register
 
 _FREE = ("evaluation", "evaluation_every", "evaluation_share")  # what is missing is measured later
 
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="of all runs")
     add("--seeds", type=int, default=3, metavar="N", help="runs of each setting (default: 3)")
     add("--commands", action="store_true", help="print the commands of unfinished runs")
+    register.add_option(parser)
     return parser
 
 

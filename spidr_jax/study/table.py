@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from spidr_jax.eval.metrics import describe, key_text, parse_key
+from spidr_jax.eval.results import aligned
 from spidr_jax.study.plan import PlannedRun
 from spidr_jax.study.runs import SPEED, Outcome
 
@@ -94,11 +95,7 @@ def text(rows: Sequence[Comparison]) -> str:
     for row in rows:
         count = f"{row.finished}/{row.planned}" if row.finished < row.planned else f"{row.planned}"
         lines.append([*row.setting.values(), count, *(_cell(row, name) for name in names)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def _validations(rows: Sequence[Comparison]) -> list[str]:
