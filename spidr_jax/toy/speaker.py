@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.toy import espeak
 from spidr_jax.toy.espeak import SILENCE, Segment
 
-SAMPLE_RATE = 16_000
 _BLOCK_IN, _BLOCK_OUT = 441, 320  # 22,050 Hz to 16,000 Hz
 _TAPER = (7_600.0, 8_000.0)
 _NEAR_COPIES = 8
