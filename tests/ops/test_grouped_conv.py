@@ -63,7 +63,7 @@ def test_value_and_gradients_are_those_of_the_sum(width: int, groups: int) -> No
 def test_the_gpu_kernels_compute_the_same(
     size: tuple[int, int], groups: int, shape: tuple[int, int, int], programs: int
 ) -> None:
-    tile = grouped_conv_kernel._tile(*shape[:2], shape[2] // groups)
+    tile = grouped_conv_kernel.plan_tile(*shape[:2], shape[2] // groups)
     assert -(-shape[0] // (tile.shifts * tile.taps)) == programs
     keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], (*size, groups * shape[1]))

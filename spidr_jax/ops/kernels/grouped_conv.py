@@ -122,7 +122,7 @@ def _convolution(channels: int, left: int, frames: int, interpret: bool) -> Any:
     return partition_batch(call, "b t c, l k d, f -> b s e", whole=(1, 2))
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
     """What a program computes of a kernel's gradient.
 
     A frame of x meets the frame of the output's gradient that is as many taps before it. Windows
@@ -140,11 +140,12 @@ class _Tile(NamedTuple):
         return self.shifts * self.width, self.window
 
 
-def _tile(taps: int, channels: int, outputs: int) -> _Tile:
+def plan_tile(taps: int, channels: int, outputs: int) -> Tile:
+    """A program's part of a kernel's gradient, for a group's channels and outputs."""
     window = _power(min(taps * channels, max(channels, WINDOW)))
     width, at_once = _power(outputs), window // channels
     shifts = min(_power(pl.cdiv(taps, at_once), 1), max(1, OUTPUTS // width))
-    return _Tile(shifts, width, at_once, window)
+    return Tile(shifts, width, at_once, window)
 
 
 @cache
@@ -154,7 +155,7 @@ def _correlation(taps: int, channels: int, interpret: bool) -> Any:
     def call(x: jax.Array, g: jax.Array) -> jax.Array:
         groups = x.shape[2] // channels
         own = g.shape[2] // groups
-        tile, rows = _tile(taps, channels, own), math.gcd(len(x), ROWS)
+        tile, rows = plan_tile(taps, channels, own), math.gcd(len(x), ROWS)
         grid = len(x) // rows, groups, pl.cdiv(taps, tile.shifts * tile.taps)
         found = pl.pallas_call(
             partial(_correlate_kernel, channels=channels, own=own, left=taps // 2, tile=tile),
@@ -208,7 +209,7 @@ def _convolve_kernel(
 
 
 def _correlate_kernel(
-    x: Any, g: Any, gradient: Any, *, channels: int, own: int, left: int, tile: _Tile
+    x: Any, g: Any, gradient: Any, *, channels: int, own: int, left: int, tile: Tile
 ) -> None:
     group, first_tap = pl.program_id(1), pl.program_id(2) * (tile.shifts * tile.taps)
     blocks = _steps(g.shape[1] + (tile.shifts - 1) * tile.taps, STEP)
