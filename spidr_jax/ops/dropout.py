@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from spidr_jax.ops import platform
@@ -43,10 +44,10 @@ def keep_mask_at(index: jax.Array, first: jax.Array, second: jax.Array, rate: fl
     return mix(index + first) * (second | 1) >= _threshold(rate)
 
 
-def mix(x: jax.Array) -> jax.Array:
-    """ "lowbias32" (C. Wellons, hash-prospector) of numbers uint32."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
+def mix(x: Any) -> Any:
+    """ "lowbias32" (C. Wellons, hash-prospector) of numbers uint32, in JAX or numpy."""
+    x = (x ^ (x >> 16)) * np.uint32(0x21F0AAAD)
+    x = (x ^ (x >> 15)) * np.uint32(0x735A2D97)
     return x ^ (x >> 15)
 
 

@@ -16,6 +16,7 @@ from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from spidr_jax.eval.metrics import describe, parse_key
+from spidr_jax.ops.fingerprint import fingerprint
 from spidr_jax.train import distributed
 
 
@@ -118,7 +119,7 @@ class Checkpoints:
             raise OSError(f"no room for checkpoint {step}: {needed} MiB needed, {free} MiB free")
         items = ocp_args.Composite(
             state=ocp_args.StandardSave(state),
-            data=ocp_args.JsonSave(position),
+            data=ocp_args.JsonSave(position | {"fingerprints": _fingerprints(state)}),
             config=ocp_args.JsonSave(config),
         )
         finite = {name: x for name, x in (metrics or {}).items() if math.isfinite(x)}
@@ -159,7 +160,9 @@ class Checkpoints:
         _check_shapes(step, saved, target)
         items = ocp_args.Composite(state=ocp_args.StandardRestore(target))
         with self._naming_damage(step):
-            return self._manager.restore(step, args=items)["state"]
+            state = self._manager.restore(step, args=items)["state"]
+            _check_fingerprints(self.read(step)[0].get("fingerprints", {}), _fingerprints(state))
+        return state
 
     def set_aside(self, after: int) -> list[int]:
         """Move the checkpoints after step `after` to the folder `set_aside` beside; give them."""
@@ -228,6 +231,20 @@ def _check_shapes(step: int, saved: Any, wanted: Any) -> None:
             f"{len(other)} arrays, the first {name}, {there.get(name, 'missing')} there and "
             f"{here[name]} here. allow_changes cannot change shapes: undo that, or start a new "
             "run in another config.workdir"
+        )
+
+
+def _fingerprints(state: Any) -> dict[str, int]:
+    """Of each array of a state, by name."""
+    found = {name: fingerprint(x) for name, x in ocp.tree.to_flat_dict(state).items()}
+    return {".".join(map(str, name)): int(x) for name, x in jax.device_get(found).items()}
+
+
+def _check_fingerprints(saved: Mapping[str, int], found: Mapping[str, int]) -> None:
+    if changed := [name for name in saved if found[name] != saved[name]]:
+        raise ValueError(
+            f"{len(changed)} arrays are not as they were saved, the first {changed[0]}: a bit of "
+            "them has changed"
         )
 
 

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore
 
+from spidr_jax.ops.fingerprint import fingerprint_host
+from spidr_jax.weights.check import named
+
 Tree = dict[str, Any]
 
 
@@ -49,6 +52,10 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Saved:
         config = read_json(step / "config" / "metadata")
         metadata = read_json(step / "state" / "_METADATA")
         state = _read_arrays(step / "state", metadata, wanted)
+        saved = read_json(step / "data" / "metadata").get("fingerprints", {})
+        for name, array in named(state).items():
+            if name in saved and fingerprint_host(array) != saved[name]:
+                raise ValueError(f"{name} is not as it was saved: a bit of it has changed")
     except (OSError, ValueError, KeyError) as error:
         others = sorted((p.name for p in step.parent.glob("*") if p.name.isdigit()), key=int)
         rest = ", ".join(name for name in others if name != step.name)
