@@ -1,6 +1,5 @@
 """A fingerprint is the same everywhere, and changes with any bit."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

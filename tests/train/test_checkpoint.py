@@ -1,5 +1,6 @@
 """Which checkpoints stay on disk, and what is read of them."""
 
+import random
 import resource
 import subprocess
 import sys
@@ -8,12 +9,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from group import environment
 
 from spidr_jax.train.checkpoint import Checkpoints
+from spidr_jax.weights import orbax
 
 NAN = float("nan")
 NOISE = np.random.default_rng(0).standard_normal(10_000)
@@ -128,6 +131,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from spidr_jax.train.checkpoint import Checkpoints
+from spidr_jax.weights import orbax
 
 mesh = jax.make_mesh((8,), ("data",))
 rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
@@ -149,3 +153,38 @@ def test_each_device_is_given_its_part_and_no_host_the_whole(tmp_path: Path) -> 
     subprocess.run(
         [sys.executable, "-c", RESTORED, str(tmp_path)], env=environment(8), check=True, timeout=120
     )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads
+def test_no_flipped_bit_is_read_as_if_it_were_saved(tmp_path: Path) -> None:
+    state = {"step": jnp.int32(1), "params": {"a": jnp.asarray(NOISE), "b": jnp.arange(500)}}
+    with checkpoints(tmp_path, keep=1) as opened:
+        opened.save(1, state, {"step": 1, "plan": ""}, {})
+    files = [path for path in (tmp_path / "1" / "state").rglob("*") if path.is_file()]
+    draw, outcomes = random.Random(0), []
+    for number in range(60):
+        file = (
+            max(files, key=lambda path: path.stat().st_size) if number % 2 else draw.choice(files)
+        )
+        whole = file.read_bytes()
+        place, bit = draw.randrange(len(whole)), 1 << draw.randrange(8)
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        for read in (restored, read_on_host):
+            try:
+                found = read(tmp_path, state)
+            except ValueError as error:
+                outcomes.append(str(error))
+            else:
+                jax.tree.map(np.testing.assert_array_equal, found, state["params"])
+        file.write_bytes(whole)
+    assert any("params.a" in text and "not as" in text for text in outcomes)
+    assert all("\n" not in text for text in outcomes)
+
+
+def restored(folder: Path, state: Any) -> Any:
+    with closing(Checkpoints(folder, keep=1)) as opened:
+        return opened.restore(1, state)["params"]
+
+
+def read_on_host(folder: Path, state: Any) -> Any:
+    return orbax.read(folder / "1", {"params"}.__contains__).state["params"]
