@@ -29,7 +29,7 @@ codebook.UPDATES["reseeded"] = reseeded
 
 def get_config():
     config = runpy.run_path(str(Path(__file__).with_name("base.py")))["get_config"]()
-    config.codebook.update = "reseeded"
+    config.codebook.update_rule = "reseeded"
     return config
 '''
 
