@@ -12,7 +12,7 @@ def add_option(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_run,
         metavar="FILE.py",
-        help="run a config file first, for the heads, layers or front ends that it adds",
+        help="run a config file first, for the heads, metrics and other names that it adds",
     )
 
 
