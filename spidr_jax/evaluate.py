@@ -23,6 +23,7 @@ from typing import Any
 from spidr_jax.data import audio
 from spidr_jax.data.corpus import Corpus, open_manifest
 from spidr_jax.eval import abx, results
+from spidr_jax.eval.alignment import FRAMES_PER_SECOND
 from spidr_jax.inference import model as inference
 from spidr_jax.inference import outputs as of_corpus
 from spidr_jax.inference.datasets import EvaluationSet, open_set
@@ -94,7 +95,7 @@ def _score(
             outputs = with_kmeans(outputs, fitted_on, args.kmeans, args.seed)
         sources = [(kind, layer) for kind, numbers in wanted.items() for layer in numbers]
         outputs = outputs._replace(arrays={source: outputs.arrays[source] for source in sources})
-        units = score_units(outputs, evaluation.phones, {"units": codes, "kmeans": args.kmeans})
+        units = score_units(outputs, evaluation, {"units": codes, "kmeans": args.kmeans})
         errors = score_abx(outputs, evaluation.items, wanted, **options)
         scores = {each: units.get(each, {}) | errors.get(each, {}) for each in sources}
         return scores, count_items(outputs, evaluation.items)
@@ -163,13 +164,18 @@ def _check(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> None:
     _check(args)
     args.kmeans = args.kmeans or 0
-    evaluation = open_set("", args.manifest, args.alignment, args.item)
+    model, rate = None, float(FRAMES_PER_SECOND)
+    if args.checkpoint:
+        model = inference.load(args.checkpoint, model_type=args.model_type, dtype=args.precision)
+        rate = model.config.framing.frames_per_second
+    if args.mfcc and rate != FRAMES_PER_SECOND:
+        raise ValueError(f"--mfcc: has {FRAMES_PER_SECOND} frames a second, the model {rate:g}")
+    evaluation = open_set("", args.manifest, args.alignment, args.item, rate)
     if args.kmeans_manifest:
         open_manifest(args.kmeans_manifest)  # else refused only after the pass over --manifest
     scores: results.Scores = {}
     step = None
-    if args.checkpoint:
-        model = inference.load(args.checkpoint, model_type=args.model_type, dtype=args.precision)
+    if model:
         step, codes = model.step, model.config.codebook_size
         scores, counts = _score(args, evaluation, *_checkpoint(args, model), codes)
     if args.mfcc:

@@ -73,6 +73,7 @@ class Pretraining(Task):
             self.validation[held_out.name] = PlannedAudio(
                 [held_out.source], plan, num_batches=plan.batches_per_epoch, **reading
             )
+        framing = self.config.model.framing
         self.evaluations = [
             Evaluation(
                 each.name,
@@ -81,7 +82,7 @@ class Pretraining(Task):
                 evaluation.make_measure(self.config.model, self.step_config.dtype, each),
                 evaluation.show,
             )
-            for each in open_sets(self.config.evaluation)
+            for each in open_sets(self.config.evaluation, framing.frames_per_second)
         ]
 
     def init_state(self, key: jax.Array) -> TrainState:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LABELS_PER_SECOND = 100
-FRAMES_PER_SECOND = 50  # of the model
+FRAMES_PER_SECOND = 50  # of the published models and of MFCC
 SILENCE = "SIL"
 
 _Segment = tuple[float, float, str]

@@ -22,7 +22,7 @@ class Items(NamedTuple):
 
     Attributes:
         fileid: [n] strings, and so are phone, previous, following and speaker.
-        first: [n] whole numbers, the first frame of each item at 50 Hz.
+        first: [n] whole numbers, the first frame of each item.
         end: [n] whole numbers, the frame after its last.
     """
 
@@ -51,15 +51,16 @@ class Spans(NamedTuple):
     empty: int
 
 
-def read_items(path: str | os.PathLike[str]) -> Items:
+def read_items(path: str | os.PathLike[str], frames_per_second: float = FRAMES_PER_SECOND) -> Items:
     """Read an item file of the ZeroSpeech form, of triphones or phonemes.
 
     The first line names the columns; those of `COLUMNS` must be among them. Times are in seconds.
-    An item has the frames ceil(50 onset - 0.5) up to and with floor(50 offset - 0.5), counted in
+    At 50 Hz an item has the frames from ceil(50 onset - 0.5) to floor(50 offset - 0.5), counted in
     decimal numbers, as fastabx 0.9 has them.
 
     Args:
         path: the file, such as `triphone.item` of the embedded corpus.
+        frames_per_second: rate of the frames.
 
     Raises:
         ValueError: a column is missing, a line has another number of fields, times are no times or
@@ -82,7 +83,7 @@ def read_items(path: str | os.PathLike[str]) -> Items:
             _refuse(path, number, f"{len(fields)} fields where the first line has {len(header)}")
         fileid, onset, offset, *labels = (fields[place] for place in places)
         texts.append((fileid, *labels))
-        times.append(_frames(onset, offset, path, number))
+        times.append(_frames(onset, offset, frames_per_second, path, number))
     if not texts:
         raise ValueError(f"{os.fspath(path)}: holds no item")
     first, end = np.array(times, np.int64).T
@@ -90,7 +91,9 @@ def read_items(path: str | os.PathLike[str]) -> Items:
     return Items(fileids, first, end, *columns)
 
 
-def _frames(onset: str, offset: str, path: str | os.PathLike[str], number: int) -> tuple[int, int]:
+def _frames(
+    onset: str, offset: str, rate: float, path: str | os.PathLike[str], number: int
+) -> tuple[int, int]:
     try:
         begin, finish = Decimal(onset), Decimal(offset)
     except InvalidOperation:
@@ -98,8 +101,8 @@ def _frames(onset: str, offset: str, path: str | os.PathLike[str], number: int) 
     # also refuses NaN, whose comparison with <= would raise
     if not (begin.is_finite() and finish.is_finite() and 0 <= begin <= finish):
         _refuse(path, number, f"onset and offset must be times, in order: {onset} {offset}")
-    low = (begin * FRAMES_PER_SECOND - _HALF).to_integral_value(ROUND_CEILING)
-    high = (finish * FRAMES_PER_SECOND - _HALF).to_integral_value(ROUND_FLOOR)
+    low = (begin * Decimal(rate) - _HALF).to_integral_value(ROUND_CEILING)
+    high = (finish * Decimal(rate) - _HALF).to_integral_value(ROUND_FLOOR)
     return int(low), int(high) + 1
 
 

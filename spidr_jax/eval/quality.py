@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from spidr_jax.eval.alignment import FRAMES_PER_SECOND, LABELS_PER_SECOND
 
-_LABELS_PER_UNIT = LABELS_PER_SECOND // FRAMES_PER_SECOND
 _MAX_DIFFERENCE = 2
 
 Pairs = Mapping[str, tuple[ArrayLike, ArrayLike]]
@@ -26,13 +25,15 @@ class AlignedUnits(NamedTuple):
     """Units of a corpus beside its phones.
 
     Attributes:
-        pairs: for each file its phones, one every 10 ms, and its units, one every 20 ms.
+        pairs: for each file its phones, one every 10 ms, and its units.
         num_units: V.
+        units_per_second: rate of the units.
         counts: [P, V], as `count_matrix` returns them.
     """
 
     pairs: Pairs
     num_units: int
+    units_per_second: float
     counts: NDArray[np.int64]
 
 
@@ -51,14 +52,17 @@ class PhoneUnitMatrix(NamedTuple):
     units: NDArray[np.intp]
 
 
-def count_matrix(pairs: Pairs, num_units: int) -> tuple[NDArray[np.int64], list[str]]:
+def count_matrix(
+    pairs: Pairs, num_units: int, units_per_second: float = FRAMES_PER_SECOND
+) -> tuple[NDArray[np.int64], list[str]]:
     """Count how often each phone meets each unit.
 
     Args:
-        pairs: for each file its phones, one every 10 ms, and its units, one every 20 ms, which each
-            count twice. Where one ends before the other, by two phones at most, the rest of the
-            longer one counts nothing.
+        pairs: for each file its phones, one every 10 ms, and its units, which each count as often
+            as they last phones, twice at 50 Hz. Where one ends before the other, by two phones at
+            most, the rest of the longer one counts nothing.
         num_units: V; units are 0 to V - 1.
+        units_per_second: rate of the units.
 
     Returns:
         Counts [P, V], and the phones of its rows in alphabetical order.
@@ -67,7 +71,7 @@ def count_matrix(pairs: Pairs, num_units: int) -> tuple[NDArray[np.int64], list[
         ValueError: no phone meets a unit, or a file's units are out of range or of another length
             than its phones.
     """
-    met = [_meet(fileid, *pair, num_units) for fileid, pair in pairs.items()]
+    met = [_meet(fileid, *pair, num_units, units_per_second) for fileid, pair in pairs.items()]
     if not any(len(units) for _, units in met):
         raise ValueError("there are no phones and units to count")
     names, phones = np.unique(np.concatenate([phones for phones, _ in met]), return_inverse=True)
@@ -77,34 +81,40 @@ def count_matrix(pairs: Pairs, num_units: int) -> tuple[NDArray[np.int64], list[
 
 
 def _meet(
-    fileid: str, phones: ArrayLike, units: ArrayLike, num_units: int
+    fileid: str, phones: ArrayLike, units: ArrayLike, num_units: int, units_per_second: float
 ) -> tuple[NDArray[np.str_], NDArray[np.intp]]:
     labels, numbers = np.asarray(phones, dtype=np.str_), np.asarray(units)
     if numbers.size and not (
         np.issubdtype(numbers.dtype, np.integer) and 0 <= numbers.min() <= numbers.max() < num_units
     ):
         raise ValueError(f"{fileid}: units must be whole numbers from 0 to {num_units - 1}")
-    repeated = np.repeat(numbers.astype(np.intp), _LABELS_PER_UNIT)
-    if abs(len(labels) - len(repeated)) > _MAX_DIFFERENCE:
+    per_unit = LABELS_PER_SECOND / units_per_second
+    covered = round(len(numbers) * per_unit)
+    if abs(len(labels) - covered) > _MAX_DIFFERENCE:
         raise ValueError(
-            f"{fileid}: {len(labels)} phones do not fit {len(numbers)} units of "
-            f"{_LABELS_PER_UNIT} phones each"
+            f"{fileid}: {len(labels)} phones do not fit {len(numbers)} units of {per_unit:g} "
+            "phones each"
         )
-    shared = min(len(labels), len(repeated))
-    return labels[:shared], repeated[:shared]
+    shared = min(len(labels), covered)
+    middles = np.arange(shared) + 0.5
+    return labels[:shared], numbers.astype(np.intp)[(middles / per_unit).astype(np.intp)]
 
 
-def units_quality(pairs: Pairs, num_units: int) -> dict[str, float]:
+def units_quality(
+    pairs: Pairs, num_units: int, units_per_second: float = FRAMES_PER_SECOND
+) -> dict[str, float]:
     """Compute each of `UNIT_METRICS`.
 
     Args:
         pairs: as `count_matrix` takes them.
         num_units: V.
+        units_per_second: rate of the units.
 
     Raises:
         ValueError: as `count_matrix`.
     """
-    aligned = AlignedUnits(pairs, num_units, count_matrix(pairs, num_units)[0])
+    counts, _ = count_matrix(pairs, num_units, units_per_second)
+    aligned = AlignedUnits(pairs, num_units, units_per_second, counts)
     return {name: metric(aligned) for name, metric in UNIT_METRICS.items()}
 
 
@@ -141,18 +151,21 @@ def entropy(counts: NDArray[np.int64]) -> float:
     return float(-(probability * np.log2(probability)).sum())
 
 
-def bitrate(sequences: Iterable[ArrayLike], num_units: int) -> float:
-    """Bits per second of units at 50 Hz when repetitions are dropped: log2(V) bits for each left.
+def bitrate(
+    sequences: Iterable[ArrayLike], num_units: int, units_per_second: float = FRAMES_PER_SECOND
+) -> float:
+    """Bits per second of units when repetitions are dropped: log2(V) bits for each left.
 
     Args:
         sequences: the units of each utterance.
         num_units: V.
+        units_per_second: rate of the units.
 
     Raises:
         ValueError: there is no unit at all.
     """
     arrays = [np.asarray(sequence) for sequence in sequences]
-    seconds = sum(map(len, arrays)) / FRAMES_PER_SECOND
+    seconds = sum(map(len, arrays)) / units_per_second
     if not seconds:
         raise ValueError("there are no units to measure the bitrate of")
     left = sum(1 + np.count_nonzero(np.diff(array)) for array in arrays if len(array))
@@ -165,7 +178,9 @@ UNIT_METRICS: dict[str, Callable[[AlignedUnits], float]] = {
     "cluster_purity": cluster_purity,
     "codebook_perplexity": codebook_perplexity,
     "active_codes": active_codes,
-    "bitrate": lambda aligned: bitrate((u for _, u in aligned.pairs.values()), aligned.num_units),
+    "bitrate": lambda aligned: bitrate(
+        (units for _, units in aligned.pairs.values()), aligned.num_units, aligned.units_per_second
+    ),
 }
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from spidr_jax.data.corpus import Corpus, open_manifest
 from spidr_jax.data.sources import parse_named
-from spidr_jax.eval.alignment import read_alignment
+from spidr_jax.eval.alignment import FRAMES_PER_SECOND, read_alignment
 from spidr_jax.eval.items import Items, read_items
 
 
@@ -16,12 +16,14 @@ class EvaluationSet(NamedTuple):
         corpus: the utterances.
         phones: of each file, one every 10 ms, or None.
         items: items of an ABX task, or None.
+        frames_per_second: rate of the outputs that it is for.
     """
 
     name: str
     corpus: Corpus
     phones: dict[str, Any] | None
     items: Items | None = None
+    frames_per_second: float = FRAMES_PER_SECOND
 
 
 class Spec(NamedTuple):
@@ -52,8 +54,8 @@ def parse_sets(text: str) -> list[Spec]:
     return sets
 
 
-def open_sets(text: str) -> list[EvaluationSet]:
-    """Open what `parse_sets` reads.
+def open_sets(text: str, frames_per_second: float = FRAMES_PER_SECOND) -> list[EvaluationSet]:
+    """Open what `parse_sets` reads, for outputs of a rate.
 
     Raises:
         ValueError: an entry is malformed, or a set's files are or do not fit each other.
@@ -62,7 +64,7 @@ def open_sets(text: str) -> list[EvaluationSet]:
     sets = []
     for spec in parse_sets(text):
         try:
-            sets.append(open_set(*spec))
+            sets.append(open_set(*spec, frames_per_second))
         except FileNotFoundError as error:
             reason = f"{error.filename}: there is no such file" if error.filename else str(error)
             raise FileNotFoundError(f"config.evaluation: {spec.name}: {reason}") from None
@@ -72,9 +74,13 @@ def open_sets(text: str) -> list[EvaluationSet]:
 
 
 def open_set(
-    name: str, manifest: str, alignment: str | None = None, item: str | None = None
+    name: str,
+    manifest: str,
+    alignment: str | None = None,
+    item: str | None = None,
+    frames_per_second: float = FRAMES_PER_SECOND,
 ) -> EvaluationSet:
-    """Open a corpus with its alignment, its ABX items, or both.
+    """Open a corpus with its alignment, its ABX items, or both, for outputs of a rate.
 
     Raises:
         ValueError: an utterance has no alignment, an item's file is no utterance, or a file is
@@ -86,7 +92,7 @@ def open_set(
     known = {row.fileid for row in corpus}
     if phones is not None and (missing := sorted(known - phones.keys())):
         raise ValueError(f"{alignment}: has no phones of {missing[0]!r} of {manifest}")
-    found = None if item is None else read_items(item)
+    found = None if item is None else read_items(item, frames_per_second)
     if found is not None and (missing := sorted(set(found.fileid.tolist()) - known)):
         raise ValueError(f"{item}: {missing[0]!r} is no utterance of {manifest}")
-    return EvaluationSet(name, corpus, phones, found)
+    return EvaluationSet(name, corpus, phones, found, frames_per_second)

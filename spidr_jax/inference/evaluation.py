@@ -56,7 +56,7 @@ def make_measure(
             forward, params, model, evaluation.corpus, _BATCH_SAMPLES, title=""
         )
         with outputs.collected(stream, asked) as found:
-            scores = score_units(found, evaluation.phones, {"units": model.codebook_size})
+            scores = score_units(found, evaluation, {"units": model.codebook_size})
             scores |= score_abx(found, evaluation.items, ["codebooks"], **ABX)
         return {
             key_text(Key("", layer, name)): value

@@ -7,22 +7,24 @@ from spidr_jax.eval import abx
 from spidr_jax.eval.items import Items, locate
 from spidr_jax.eval.quality import units_quality
 from spidr_jax.eval.results import Scores
+from spidr_jax.inference.datasets import EvaluationSet
 from spidr_jax.inference.outputs import Outputs
 
 
 def score_units(
-    outputs: Outputs, phones: Mapping[str, Any] | None, num_units: Mapping[str, int]
+    outputs: Outputs, evaluation: EvaluationSet, num_units: Mapping[str, int]
 ) -> Scores:
     """Compare units with phones; nothing where these are not known.
 
     Args:
         outputs: outputs of a corpus.
-        phones: phones of each file, one every 10 ms, or None.
+        evaluation: its corpus, with what is known of it.
         num_units: number of units of each kind of output that is units.
 
     Raises:
         ValueError: see `quality.units_quality`.
     """
+    phones = evaluation.phones
     if phones is None:
         return {}
     return {
@@ -32,6 +34,7 @@ def score_units(
                 for name, (start, length) in outputs.files.items()
             },
             num_units[kind],
+            evaluation.frames_per_second,
         )
         for (kind, layer), array in outputs.arrays.items()
         if kind in num_units

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.model.checks import check_fields, is_integer
 
 CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
@@ -19,6 +20,11 @@ class Framing(NamedTuple):
 
     hop: int
     receptive_field: int
+
+    @property
+    def frames_per_second(self) -> float:
+        """Their rate."""
+        return SAMPLE_RATE / self.hop
 
     def num_frames(self, num_samples: Any) -> Any:
         """Frames of a number of samples (int or integer array); not above 0: too few for one."""

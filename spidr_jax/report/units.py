@@ -49,11 +49,12 @@ def probe(run: Run, layer: int | None = None) -> Probe:
         raise ValueError('config.evaluation is empty: set it to "name:manifest:alignment"')
     if run.saved_step is None:
         raise ValueError(f"{run.folder} holds no checkpoint")
-    dataset = datasets.open_sets(spec.split(",")[0])[0]
+    model = inference.load(run.folder)
+    rate = model.config.framing.frames_per_second
+    dataset = datasets.open_sets(spec.split(",")[0], rate)[0]
     phones = dataset.phones
     if not phones:
         raise ValueError(f"the evaluation set {dataset.name} has no alignment")
-    model = inference.load(run.folder)
     layers = model.config.codebook_layers
     if layer is not None and layer not in layers:
         raise ValueError(f"--layer {layer}: allowed are {', '.join(map(str, layers))}")
@@ -62,13 +63,13 @@ def probe(run: Run, layer: int | None = None) -> Probe:
     units = dict(model.stream("units", layers, waves, batch_samples=_BATCH_SAMPLES))
     codes = model.config.codebook_size
     pairs = {k: {n: (phones[n], u[i]) for n, u in units.items()} for i, k in enumerate(layers)}
-    measured = {k: quality.units_quality(found, codes) for k, found in pairs.items()}
+    measured = {k: quality.units_quality(found, codes, rate) for k, found in pairs.items()}
     shown = layer or max(layers, key=lambda k: np.nan_to_num(measured[k]["pnmi"]))
     source = (
         f"layer {shown} after step {model.step:,} on {len(rows)} of the {len(dataset.corpus)} "
         f"utterances of {dataset.name}"
     )
-    matrix = quality.proba_phone_code(*quality.count_matrix(pairs[shown], codes))
+    matrix = quality.proba_phone_code(*quality.count_matrix(pairs[shown], codes, rate))
     return Probe(source, measured, matrix)
 
 

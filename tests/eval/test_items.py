@@ -88,3 +88,8 @@ def test_a_file_without_frames_is_named(tmp_path):
     items = read_items(write(tmp_path, "a 0 0.1 A B C s", "c 0 0.1 A B C s"))
     with pytest.raises(ValueError, match=r"^there are no frames of 'c', which has ABX items$"):
         locate(items, places([("a", 9)]))
+
+
+def test_frames_of_another_rate(tmp_path):
+    items = read_items(write(tmp_path, "f 0 0.1 A B C s"), 100)
+    assert (items.first.tolist(), items.end.tolist()) == ([0], [10])

@@ -209,3 +209,12 @@ def test_matrix_holds_the_counts_in_order(data):
     rows = [phones.index(phone) for phone in matrix.phones]
     expected = counts[np.ix_(rows, matrix.units)]
     np.testing.assert_allclose(matrix.probability * expected.sum(axis=0), expected, atol=1e-9)
+
+
+def test_units_of_another_rate_meet_the_phones_of_their_time() -> None:
+    phones = list("aabbbb")
+    at_100, _ = count_matrix({"u": (phones, [0, 0, 1, 1, 2, 2])}, 3, 100)
+    assert at_100.tolist() == [[2, 0, 0], [0, 2, 2]]
+    at_25, _ = count_matrix({"u": (phones, [0, 1])}, 2, 25)
+    assert at_25.tolist() == [[2, 0], [2, 2]]
+    assert bitrate([[0, 1]], 4, 25) == pytest.approx(2 * 25)

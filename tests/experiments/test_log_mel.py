@@ -12,7 +12,7 @@ import numpy as np
 from spidr_jax.model import frontend
 from spidr_jax.model.config import Framing
 
-WINDOW, HOP, BANDS = 400, 320, 80
+WINDOW, HOP, BANDS = 400, 160, 80
 
 
 def mel(hertz):
