@@ -1,4 +1,4 @@
-"""A log-mel front end, which has no parameters: a class and an entry."""
+"""A log-mel front end of 100 frames a second, which has no parameters: a class and an entry."""
 
 from pathlib import Path
 
