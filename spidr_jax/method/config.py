@@ -6,12 +6,12 @@ from typing import Any
 from spidr_jax.method.codebook import CodebookConfig
 from spidr_jax.method.loss import LossConfig
 from spidr_jax.method.masking import MaskingConfig
-from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.step import StepConfig
 from spidr_jax.method.teacher import TeacherConfig
 from spidr_jax.model.checks import check_fields, is_integer
 from spidr_jax.model.config import ModelConfig
 from spidr_jax.train.config import PRECISIONS, RunConfig, free, section
+from spidr_jax.train.optim import OptimizerConfig
 
 _SHORTEST = 2_640  # samples of a crop
 

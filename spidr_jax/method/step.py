@@ -13,15 +13,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spidr_jax.method import codebook, loss, masking, optim, teacher
+from spidr_jax.method import codebook, loss, masking, teacher
 from spidr_jax.method.codebook import CodebookConfig, CodebookState
 from spidr_jax.method.loss import LossConfig, Metrics, StepStatistics
 from spidr_jax.method.masking import MaskingConfig
-from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.teacher import TeacherConfig
 from spidr_jax.model import model
 from spidr_jax.model.config import ModelConfig
 from spidr_jax.model.noise import Noise
+from spidr_jax.train import optim
+from spidr_jax.train.optim import OptimizerConfig
 
 Batch = dict[str, jax.Array]
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spidr_jax.method import optim
 from spidr_jax.method.codebook import CodebookState
-from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.step import TrainState
 from spidr_jax.model import model
+from spidr_jax.train import optim
+from spidr_jax.train.optim import OptimizerConfig
 from spidr_jax.weights import torch_names
 from spidr_jax.weights.check import named
 from spidr_jax.weights.load import PARTS

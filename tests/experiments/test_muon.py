@@ -9,7 +9,7 @@ import runpy
 from pathlib import Path
 import jax
 import optax
-from spidr_jax.method import optim
+from spidr_jax.train import optim
 
 
 def muon(config):

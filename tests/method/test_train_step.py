@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax.method import masking, optim
+from spidr_jax.method import masking
 from spidr_jax.method import step as train_step
 from spidr_jax.method.codebook import CodebookConfig, CodebookState
 from spidr_jax.method.masking import MaskingConfig
-from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.step import StepConfig, TrainState
 from spidr_jax.model import model as networks
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.train import optim
+from spidr_jax.train.optim import OptimizerConfig
 
 MODEL = ModelConfig(
     extractor_conv_layer_config=((16, 10, 5), (16, 3, 2)),

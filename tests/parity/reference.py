@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax.method import optim
 from spidr_jax.method import step as train_step
 from spidr_jax.method.codebook import CodebookConfig, CodebookState
-from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.method.step import StepConfig, TrainState
 from spidr_jax.method.teacher import TeacherConfig
 from spidr_jax.model import model as networks
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.train import optim
+from spidr_jax.train.optim import OptimizerConfig
 from spidr_jax.weights import torch_names
 from spidr_jax.weights.load import PARTS
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax.method import optim, teacher
-from spidr_jax.method.optim import OptimizerConfig
+from spidr_jax.method import teacher
 from spidr_jax.method.teacher import TeacherConfig
+from spidr_jax.train import optim
+from spidr_jax.train.optim import OptimizerConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("spidr")

@@ -23,8 +23,8 @@ def train_on(number: int, accumulate: int) -> dict[str, np.ndarray]:
 
     from spidr_jax.method import masking
     from spidr_jax.method import step as train_step
-    from spidr_jax.method.optim import OptimizerConfig
     from spidr_jax.model.config import ModelConfig
+    from spidr_jax.train.optim import OptimizerConfig
 
     model = ModelConfig(
         extractor_conv_layer_config=((16, 10, 5), (16, 3, 2)),

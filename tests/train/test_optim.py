@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from spidr_jax.method import optim
-from spidr_jax.method.optim import OptimizerConfig
 from spidr_jax.model import model
 from spidr_jax.model.config import ModelConfig
+from spidr_jax.train import optim
+from spidr_jax.train.optim import OptimizerConfig
 
 TINY = ModelConfig(
     extractor_conv_layer_config=((8, 10, 5),),
