@@ -3,7 +3,7 @@
 #
 # Numbers and traces go to FOLDER. The first measurement takes two to three minutes, nearly all of it
 # compilation; the trials of products and convolutions are kept for the next ones.
-# MANIFEST lists audio for the last, which compares training on files with training on kept batches.
+# MANIFEST lists audio for the last, which reads and decodes it.
 set -euo pipefail
 
 out=${1:?a folder for the results}
@@ -28,5 +28,5 @@ bench no_attention_dropout step "${base[@]}" --set model.encoder_attention_dropo
 bench remat step "${base[@]}" --set memory.remat=True
 bench memory memory
 if [[ -n $manifest ]]; then
-    bench loop loop --set "data.manifest=$manifest" --set data.planned_devices=1 --steps 200
+    bench data data --manifest "$manifest" --threads "$(nproc)"
 fi

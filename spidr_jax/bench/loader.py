@@ -1,12 +1,8 @@
-"""How fast the data pipeline makes batches of files, beside the reference's loader."""
+"""How fast the data pipeline makes batches of files."""
 
-import csv
-import itertools
 import os
-import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
-from functools import partial
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 from spidr_jax.data import audio, pipeline
@@ -18,42 +14,30 @@ _MIN_SAMPLES, _MAX_SAMPLES = 2_000, 320_000  # of the published recipe
 
 
 class Rate(NamedTuple):
-    """A line of the table: seconds of audio per second, and per second of processor time."""
+    """Seconds of audio per second, and per second of processor time."""
 
-    loader: str
-    workers: int
     per_second: float
     per_cpu_second: float
 
 
 def _cpu_seconds() -> float:
-    spent = os.times()  # threads, and children that have ended
-    return spent.user + spent.system + spent.children_user + spent.children_system
+    spent = os.times()
+    return spent.user + spent.system
 
 
-def measure(
-    name: str, workers: int, seconds: float, sizes: Callable[[], Generator[int, None, None]]
-) -> Rate:
-    """Time a loader for some seconds, from after its first batch.
-
-    Args:
-        name: for the table.
-        workers: for the table.
-        seconds: to run.
-        sizes: starts the loader and gives the samples in each batch, without end.
-    """
-    batches = sizes()
+def measure(batches: Generator[int, None, None], seconds: float) -> Rate:
+    """Time a loader, which gives the samples in each batch, from after its first batch."""
     next(batches)  # what starts up, does so for the first batch
     start, cpu, samples, elapsed = time.perf_counter(), _cpu_seconds(), 0, 0.0
     while elapsed < seconds:
         samples += next(batches)
         elapsed = time.perf_counter() - start
-    batches.close()  # ends its workers, whose processor time counts only then
+    batches.close()
     heard = samples / audio.SAMPLE_RATE
-    return Rate(name, workers, heard / elapsed, heard / (_cpu_seconds() - cpu))
+    return Rate(heard / elapsed, heard / (_cpu_seconds() - cpu))
 
 
-def _ours(
+def _batch_sizes(
     sources: Sequence[Source], batch_samples: int, threads: int
 ) -> Generator[int, None, None]:
     plan = make_plan(
@@ -71,68 +55,20 @@ def _ours(
             yield batch["waveforms"].size
 
 
-def _reference(manifest: str, batch_samples: int, workers: int) -> Generator[int, None, None]:
-    from spidr.config import DataConfig, MaskingConfig
-    from spidr.data import build_dataloader
-
-    config = DataConfig(
-        manifest=manifest,
-        max_batch_length=batch_samples,
-        num_workers=workers,
-        pin_memory=False,  # there need be no GPU
-    )
-    loader = build_dataloader(config, MaskingConfig())
-    for waveforms, *_ in itertools.chain.from_iterable(itertools.repeat(loader)):
-        yield waveforms.numel()
-
-
-def _write_absolute(source: Source, path: str) -> None:
-    """Write a manifest that the reference, which knows no relative paths, reads."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        names = ["fileid", "path", "num_samples"]
-        in_archive = bool(source.corpus.row(0).archive)
-        writer.writerow(names + ["archive", "byte_offset", "byte_size"] * in_archive)
-        for row in source.corpus:
-            writer.writerow(row[: 6 if in_archive else 3])
-
-
 def bench_data(
-    manifest: str,
-    *,
-    threads: Sequence[int],
-    seconds: float,
-    batch_samples: int,
-    reference: bool,
+    manifest: str, threads: Sequence[int], seconds: float, batch_samples: int
 ) -> list[Rate]:
-    """Measure the pipeline, and beside it the reference's loader (which also draws the masks).
+    """Measure the pipeline with each number of threads; prints a line of a table for each.
 
     Raises:
-        ImportError: the reference's loader (or what it needs) is not installed.
         FileNotFoundError, ValueError: as the manifest and the plan raise them.
     """
     sources = open_sources(manifest, None)
     probe(sources[0])
     rates = []
-    if reference:  # first: its workers are forked, which threads of ours would not survive
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "manifest.csv")
-            _write_absolute(sources[0], path)
-            rates = [
-                measure("reference", n, seconds, partial(_reference, path, batch_samples, n))
-                for n in threads
-            ]
-    return rates + [
-        measure("spidr_jax", n, seconds, partial(_ours, sources, batch_samples, n)) for n in threads
-    ]
-
-
-def table(rates: Sequence[Rate]) -> str:
-    """A line for each loader and number of workers."""
-    lines = [f"{'loader':<10} {'workers':>7} {'audio s/s':>10} {'per CPU s':>10}"]
-    lines += [
-        f"{rate.loader:<10} {rate.workers:>7} {rate.per_second:>10,.0f} "
-        f"{rate.per_cpu_second:>10,.0f}"
-        for rate in rates
-    ]
-    return "\n".join(lines)
+    print(f"{'threads':>7} {'audio s/s':>10} {'per CPU s':>10}")
+    for number in threads:
+        rate = measure(_batch_sizes(sources, batch_samples, number), seconds)
+        print(f"{number:>7} {rate.per_second:>10,.0f} {rate.per_cpu_second:>10,.0f}")
+        rates.append(rate)
+    return rates

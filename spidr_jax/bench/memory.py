@@ -17,6 +17,7 @@ from spidr_jax.pretraining import Pretraining
 
 _MEASURED = (2, 16)  # rows
 _SHOWN = (1, 2, 4, 8, 16)
+_RESERVE = 0.25  # of a device stays free: JAX itself takes 75 % of a GPU
 
 
 class Memory(NamedTuple):
@@ -68,25 +69,22 @@ def bench_memory(setup: Setup, machine: Machine, frozen: bool = False) -> Memory
     return Memory(size, planned_bytes(lower) - low * row, row)
 
 
-def table(
-    found: Memory, machine: Machine, sizes: Sequence[int], reserve: float, samples: int
-) -> str:
+def table(found: Memory, machine: Machine, sizes: Sequence[int], samples: int) -> str:
     """Tables in Markdown: memory of batches, and the largest batches of devices.
 
     Args:
         found: what was measured.
         machine: what for.
         sizes: of devices, in GiB.
-        reserve: the share of a device to leave free.
         samples: of an utterance.
     """
     needed = {"state": found.state} | {f"{rows} rows": found.of(rows) for rows in _SHOWN}
-    most = {f"{size} GB": found.most_rows((1 - reserve) * size * 2**30) for size in sizes}
+    most = {f"{size} GB": found.most_rows((1 - _RESERVE) * size * 2**30) for size in sizes}
     text = (
         f"GiB of one device for batches of rows x {samples:,} samples, planned by the compiler for "
         f"{machine.name}\n\n{_row(needed)}\n{_row(['---'] * len(needed))}\n"
         f"{_row(f'{size / 2**30:.2f}' for size in needed.values())}\n\n"
-        f"the most rows on a device, {reserve:.0%} of which stay free\n\n"
+        f"the most rows on a device, {_RESERVE:.0%} of which stay free\n\n"
         f"{_row(most)}\n{_row(['---'] * len(most))}\n{_row(map(str, most.values()))}"
     )
     if machine.platform == "cpu":

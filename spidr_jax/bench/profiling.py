@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from spidr_jax.bench.timing import Start
 
 STEPS = 3
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(\S+) = (.*)", re.MULTILINE)
 _SCOPE = re.compile(r'metadata=\{.*?op_name="([^"]*)"')
-_CONTROL = ("while", "conditional", "call")  # whose time is that of what they run
 _LINES = ("Stream", "XLA Ops")  # of a GPU's kernels, of a TPU's operations
 # what JAX adds to the names of modules and scopes
 _WRAPPER = re.compile(r"(?:jvp|transpose|vmap)\((.*)\)")
@@ -53,17 +51,15 @@ def part_times(events: Events, program: str, steps: int) -> list[dict[str, Any]]
         steps: that were traced.
 
     Returns:
-        For each "part" and "pass", the longest first: "ms" of a step, and "share" of all. Where
-        several operations are under way, as on several streams or threads, each gets an equal part
-        of the time: all together take as long as the device is busy.
+        For each "part" and "pass", the longest first: "ms" of a step, and "share" of all. Empty on
+        a CPU, whose threads run operations at the same time.
     """
     scopes = _scopes(program)
     times: dict[tuple[str, str], float] = collections.defaultdict(float)
-    operations = _operations(events)
-    for event, time in zip(operations, _shared_times(events, operations), strict=True):
+    for event in _kernels(events):
         operation = event.get("args", {}).get("hlo_op", "")
         kernel = re.sub(r"_(\d+)$", r".\1", event["name"])  # all of a CUDA graph are one operation
-        times[part(scopes.get(operation) or scopes.get(kernel, ""))] += time
+        times[part(scopes.get(operation) or scopes.get(kernel, ""))] += event["dur"]
     whole = sum(times.values())
     return [
         {"part": key[0], "pass": key[1], "ms": time / steps / 1e3, "share": time / whole}
@@ -105,49 +101,23 @@ def _scopes(program: str) -> dict[str, str]:
     return found
 
 
-def _operations(events: Events) -> Events:
-    """A device's kernels, or on CPU the operations that the host's threads ran."""
+def _kernels(events: Events) -> Events:
+    """What the devices ran."""
     names = {
         (event["pid"], event.get("tid")): event["args"]["name"]
         for event in events
         if event.get("ph") == "M" and event["name"] in ("process_name", "thread_name")
     }
-    whole = [event for event in events if event.get("ph") == "X"]
-    on_device = [e for e in whole if names.get((e["pid"], None), "").startswith("/device:")]
     for line in _LINES:
         if kernels := [
-            e for e in on_device if names.get((e["pid"], e["tid"]), "").startswith(line)
+            event
+            for event in events
+            if event.get("ph") == "X"
+            and names.get((event["pid"], None), "").startswith("/device:")
+            and names.get((event["pid"], event["tid"]), "").startswith(line)
         ]:
             return kernels
-    on_cpu = [event for event in whole if "hlo_op" in event.get("args", {})]
-    return [event for event in on_cpu if not event["name"].startswith(_CONTROL)]
-
-
-def _shared_times(events: Events, operations: Events) -> list[float]:
-    """Each operation's part of the time, divided among those under way at the same time."""
-    starts = np.array([event["ts"] for event in operations], float)
-    ends = np.array(_ends(events, operations), float)
-    times = np.unique(np.concatenate([starts, ends]))
-    begun = np.searchsorted(np.sort(starts), times, "right")
-    under_way = begun - np.searchsorted(np.sort(ends), times, "right")
-    parts = np.diff(times) / np.maximum(under_way[:-1], 1)
-    until = np.concatenate([[0.0], np.cumsum(parts)])
-    return (until[np.searchsorted(times, ends)] - until[np.searchsorted(times, starts)]).tolist()
-
-
-def _ends(events: Events, operations: Events) -> list[float]:
-    """When each operation ends: on CPU it may go on after its call, until "end: NAME"."""
-    said = collections.defaultdict(list)
-    for event in sorted(events, key=lambda event: -event.get("ts", 0)):
-        if event.get("name", "").startswith("end: "):
-            said[event["name"].removeprefix("end: ")].append(event["ts"])
-    found = {}
-    for event in sorted(operations, key=lambda event: event["ts"]):
-        end, later = event["ts"] + event["dur"], said[event["name"]]  # the earliest is last
-        while later and later[-1] < event["ts"]:
-            later.pop()
-        found[id(event)] = max(end, later.pop()) if later else end
-    return [found[id(event)] for event in operations]
+    return []
 
 
 def table(found: list[dict[str, Any]]) -> str:

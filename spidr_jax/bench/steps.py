@@ -20,7 +20,6 @@ from spidr_jax.train import placement
 
 WARM_UP = 2  # steps
 OURS = "spidr_jax"
-_QUIET = 0.2  # of the cores busy with something else
 Rounds = list[list[float]]  # seconds of the steps of each
 
 
@@ -70,14 +69,14 @@ def bench_step(
     reference: bool = False,
     profile: str | None = None,
 ) -> dict[str, Any]:
-    """Measure a step, and print tables in Markdown as soon as each is there.
+    """Measure a step, and print tables in Markdown.
 
     Args:
         setup: config and batch.
         frozen: the phase from `freeze_step` on.
         steps: at least so many timed steps.
         reference: also time the PyTorch reference, in turns with ours.
-        profile: a folder for a trace of three more steps, which is also read.
+        profile: a folder for a trace of three more steps.
 
     Returns:
         What JSON holds: "conditions", "peak_tflops", "tflop" of a step, "contenders", "ratios" and
@@ -109,10 +108,10 @@ def bench_step(
     found |= _describe(setup, frozen, peak, program, times)
     print(_table(found))
     if profile:
-        found["profile"] = profiling.profile(
-            program.start, program.compiled.as_text() or "", profile
-        )
-        print("\n" + profiling.table(found["profile"]))
+        text = program.compiled.as_text() or ""
+        found["profile"] = profiling.profile(program.start, text, profile)
+        if found["profile"]:
+            print("\n" + profiling.table(found["profile"]))
     return found
 
 
@@ -133,7 +132,8 @@ def _describe(
             "tflops": work / median / 1e12,
             "share_of_peak": work / median / peak,
         }
-    contenders[OURS] |= program.costs | {"peak_bytes": _peak_bytes()}
+    stats = jax.devices()[0].memory_stats() or {}  # None on CPU
+    contenders[OURS] |= program.costs | {"peak_bytes": stats.get("peak_bytes_in_use")}
     return {
         "peak_tflops": peak / 1e12,
         "tflop": work / 1e12,
@@ -143,22 +143,17 @@ def _describe(
 
 
 def _ratios(times: dict[str, Rounds]) -> dict[str, Any]:
-    """How many times as long as ours each other takes: of all steps, and the rounds' extremes."""
-    whole = {name: np.median(np.concatenate(rounds)) for name, rounds in times.items()}
-    medians = {name: np.array(list(map(np.median, rounds))) for name, rounds in times.items()}
+    """How many times as long as ours each other takes: over all steps, and in each round."""
+    whole = {name: float(np.median(np.concatenate(rounds))) for name, rounds in times.items()}
+    medians = {name: np.median(rounds, axis=1) for name, rounds in times.items()}
     return {
         name: {
-            "ratio": float(whole[name] / whole[OURS]),
+            "ratio": whole[name] / whole[OURS],
             "rounds": (medians[name] / medians[OURS]).tolist(),
         }
         for name in times
         if name != OURS
     }
-
-
-def _peak_bytes() -> int | None:
-    stats = jax.devices()[0].memory_stats()  # None on CPU
-    return stats["peak_bytes_in_use"] if stats else None
 
 
 def _conditions(setup: Setup, frozen: bool) -> dict[str, Any]:
@@ -198,7 +193,7 @@ def _table(found: dict[str, Any]) -> str:
 
 
 def _notes(found: dict[str, Any]) -> list[str]:
-    ours, conditions = found["contenders"][OURS], found["conditions"]
+    ours = found["contenders"][OURS]
     peak = ours["peak_bytes"]
     said = f"{peak / 2**30:.2f} GiB at the device's peak so far" if peak else "no peak said here"
     notes = [
@@ -208,9 +203,4 @@ def _notes(found: dict[str, Any]) -> list[str]:
     for name, each in found["ratios"].items():
         extremes = f"{min(each['rounds']):.2f} .. {max(each['rounds']):.2f}"
         notes.append(f"{name} takes {each['ratio']:.2f} times as long (rounds {extremes})")
-    if found["ratios"] and conditions["load"] > _QUIET * conditions["cores"]:
-        notes.append(
-            f"warning: load {conditions['load']} on {conditions['cores']} cores before this began: "
-            "PyTorch's threads wait for each other, so that what else runs costs it more than ours"
-        )
     return notes + [f"{name}: left out, {why}" for name, why in found["skipped"].items()]

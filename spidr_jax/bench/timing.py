@@ -65,10 +65,8 @@ def measure_peak(dtype: Any) -> float:
     def multiply(x: jax.Array, by: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, products, lambda _, x: x @ by, x)
 
-    arguments = (
-        left.astype(dtype),
-        (right / math.sqrt(size)).astype(dtype),
-    )  # sizes stay as they are
+    # products keep the size of their numbers
+    arguments = left.astype(dtype), (right / math.sqrt(size)).astype(dtype)
     jax.block_until_ready(multiply(*arguments))
     seconds = []
     for _ in range(5):

@@ -21,33 +21,7 @@ PROGRAM = """
 """
 
 
-def test_time_of_operations_on_a_cpu() -> None:
-    events = [
-        event("while.7", 1, 0, 9_000, hlo_op="while.7"),  # runs the others
-        event("dot.1", 1, 1_000, 2_000, hlo_op="dot.1"),
-        event("end: dot.1", 1, 3_000, 1),
-        event("convolution.3", 2, 2_000, 100, hlo_op="convolution.3"),  # goes on until 6000
-        event("dot.12", 2, 4_000, 1_000, hlo_op="dot.12"),
-        event("dot.1", 1, 4_000, 1_000, hlo_op="dot.1"),  # again
-        event("end: dot.1", 1, 5_000, 1),
-        event("end: convolution.3", 2, 6_000, 1),
-        event("copy.4", 2, 8_000, 500, hlo_op="copy.4"),
-        event("python", 3, 0, 9_000),
-    ]
-    # 1000: dot.1 alone, 2000: with convolution.3, 3000: that alone, 4000: all three, 5000: it alone
-    convolution = 0.5 + 1 + 1 / 3 + 1
-    dots = 1 + 0.5 + 2 / 3
-    found = profiling.part_times(events, PROGRAM, steps=2)
-    assert [(each["part"], each["pass"]) for each in found] == [
-        ("X", "backward"),
-        ("E/dense", "forward"),
-    ]
-    milliseconds = [(convolution + 0.5) / 2, dots / 2]
-    assert [each["ms"] for each in found] == pytest.approx(milliseconds)
-    assert [each["share"] for each in found] == pytest.approx([ms / 2.75 for ms in milliseconds])
-
-
-def test_kernels_of_a_gpu_are_those_of_its_streams() -> None:
+def test_the_time_of_parts_is_that_of_the_kernels_on_streams() -> None:
     def named(kind: str, name: str, **place: int) -> dict[str, Any]:
         return {"ph": "M", "pid": 1, "name": kind, "args": {"name": name}} | place
 
@@ -59,15 +33,19 @@ def test_kernels_of_a_gpu_are_those_of_its_streams() -> None:
         event("dot.1", 1, 0, 4_000, hlo_op="dot.1"),
         event("gemm_fusion_dot_1", 2, 0, 3_000, hlo_op="dot.1"),
         event("gemm_fusion_dot_12", 2, 4_000, 1_000, hlo_op="dot.12"),
+        event("convolution_3", 2, 5_000, 600, hlo_op="convolution.3"),  # of what its user is
         event("MemcpyD2D", 2, 6_000, 500),
         event("dot_12", 2, 7_000, 200, hlo_op="command_buffer_3"),  # in a CUDA graph
         event("dot.1", 9, 0, 9_000, hlo_op="dot.1") | {"pid": 5},
     ]
-    found = profiling.part_times(events, PROGRAM, steps=1)
-    assert [(each["part"], each["ms"]) for each in found] == [
-        ("E/dense", 4.2),
-        ("masks and update", 0.5),
+    found = profiling.part_times(events, PROGRAM, steps=2)
+    assert [(each["part"], each["pass"], each["ms"]) for each in found] == [
+        ("E/dense", "forward", 2.1),
+        ("X", "backward", 0.3),
+        ("masks and update", "forward", 0.25),
     ]
+    assert [each["share"] for each in found] == pytest.approx([4.2 / 5.3, 0.6 / 5.3, 0.5 / 5.3])
+    assert profiling.part_times(events[5:], PROGRAM, steps=1) == []  # no device is named: a CPU
 
 
 @pytest.mark.parametrize(
