@@ -51,7 +51,8 @@ def probe(run: Run, layer: int | None = None) -> Probe:
         raise ValueError(f"{run.folder} holds no checkpoint")
     model = inference.load(run.folder)
     rate = model.config.framing.frames_per_second
-    dataset = datasets.open_sets(spec.split(",")[0], rate)[0]
+    first = datasets.parse_sets(spec)[0]
+    dataset = datasets.open_set(*first, frames_per_second=rate)
     phones = dataset.phones
     if not phones:
         raise ValueError(f"the evaluation set {dataset.name} has no alignment")
