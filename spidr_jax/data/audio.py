@@ -5,6 +5,8 @@ S samples of one utterance.
 
 import io
 import os
+import re
+import stat
 
 import numpy as np
 import soundfile
@@ -16,71 +18,98 @@ SAMPLE_RATE = 16_000
 _EPSILON = 1e-5  # of the reference's layer_norm over a waveform in [-1, 1]
 _FULL_SCALE = 32_768
 _MAX_FRAMES = 1 << 28  # 4.7 h: a longer one is a streamed file's or a damaged header's
-_EMBEDDABLE = (".wav", ".flac")  # libsndfile reads them from the middle of a file
 _SUMMED = 512
 _MAX_PEAK = 4.0  # float audio beyond it is not on the [-1, 1] scale
 
 
 class AudioError(Exception):
-    """An utterance that cannot be trained on: the message names its file and the reason."""
+    """An utterance that cannot be trained on: the message names its file and the reason.
+
+    Attributes:
+        kind: the reason in a word or two, to count by.
+    """
+
+    def __init__(self, message: str, kind: str = "unreadable") -> None:
+        """Say `message`."""
+        super().__init__(message)
+        self.kind = kind
 
 
-def open_sound(row: Row) -> soundfile.SoundFile:
+def open_sound(row: Row, *, max_frames: int = _MAX_FRAMES) -> soundfile.SoundFile:
     """Open the audio of a row: a file, a member of an uncompressed tar, or a URL of either.
 
     Raises:
-        AudioError: missing, empty, not audio that libsndfile reads, or without a known length.
+        AudioError: missing, empty, not audio that libsndfile reads, or longer than `max_frames`.
         ImportError: with what to install to read such a URL.
     """
-    where = row.archive or row.path
     try:
-        sound = _open(row, where)
-    except soundfile.LibsndfileError as error:
-        reason = _system_reason(where) or error.error_string
-        raise AudioError(f"{row.place}: cannot be read: {reason}") from None
-    except OSError as error:
-        raise AudioError(f"{row.place}: cannot be read: {error.strerror or error}") from None
-    if sound.frames > _MAX_FRAMES:
+        sound = _open(row)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever it is: one row must not end a run
+        named = getattr(error, "strerror", None) or getattr(error, "error_string", None) or error
+        raise AudioError(f"{row.place}: cannot be read: {named}") from None
+    if sound.frames > max_frames:
         sound.close()
         raise AudioError(f"{row.place}: its header gives no length (streamed?): encode it anew")
     return sound
 
 
-def _open(row: Row, where: str) -> soundfile.SoundFile:
+def _open(row: Row) -> soundfile.SoundFile:
+    where = row.archive or row.path
+    if not storage.is_remote(where):
+        found = os.stat(where)  # it names what libsndfile hides behind "System error"
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("no regular file")  # a pipe would be waited for, a device read for ever
+        if not found.st_size:
+            raise OSError("the file is empty")
+        if row.byte_offset + row.byte_size > found.st_size:
+            raise OSError("the archive ends before it does")
+        sound = _open_in_place(row, where)
+        if sound is not None:
+            return sound
+    content = read_bytes(row)
+    sound = soundfile.SoundFile(io.BytesIO(content))
+    if sound.format == "WAV" and not sound.frames:
+        # Its writer never came to fill in the length: so libsndfile measures it by the file's end.
+        sound.close()
+        sound = soundfile.SoundFile(io.BytesIO(content[:4] + b"\x08\0\0\0" + content[8:]))
+    return sound
+
+
+def _open_in_place(row: Row, where: str) -> soundfile.SoundFile | None:
+    """Let libsndfile read the file itself, unless it could not tell where the audio ends.
+
+    A file object in Python is called back, under the interpreter lock, for every few kilobytes.
+    But a descriptor in the middle of a tar is read on into the next member; only FLAC's frames
+    show that.
+    """
+    with open(where, "rb", buffering=0) as file:
+        file.seek(row.byte_offset)
+        if row.archive and file.read(4) != b"fLaC":
+            return None
+        descriptor = os.dup(file.fileno())
+    os.lseek(descriptor, row.byte_offset, os.SEEK_SET)
+    sound = soundfile.SoundFile(descriptor, closefd=True)  # closes it also where it fails
+    if sound.format == "WAV" and not sound.frames:
+        sound.close()
+        return None
+    return sound
+
+
+def read_bytes(row: Row) -> bytes:
+    """Read the file, or the member of a tar, that holds the audio of a row.
+
+    Raises:
+        OSError: whatever the file system reports.
+    """
+    where = row.archive or row.path
     if storage.is_remote(where):
         span = (row.byte_offset, row.byte_size) if row.archive else (None, None)
-        return soundfile.SoundFile(io.BytesIO(storage.read_range(where, *span)))
-    return _open_member(row) if row.archive else soundfile.SoundFile(where)
-
-
-def _system_reason(path: str) -> str:
-    """Say what libsndfile hides behind "System error"."""
-    try:
-        with open(path, "rb") as file:
-            return "" if file.read(1) else "the file is empty"
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def _open_member(row: Row) -> soundfile.SoundFile:
-    if not row.path.lower().endswith(_EMBEDDABLE):
-        with open(row.archive, "rb") as archive:
-            archive.seek(row.byte_offset)
-            return soundfile.SoundFile(io.BytesIO(archive.read(row.byte_size)))
-    # A descriptor at the member's offset is read by libsndfile itself; a file object in Python
-    # is called back, under the interpreter lock, for every few kilobytes.
-    descriptor = os.open(row.archive, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    try:
-        os.lseek(descriptor, row.byte_offset, os.SEEK_SET)
-    except OSError:
-        os.close(descriptor)
-        raise
-    sound = soundfile.SoundFile(descriptor, closefd=True)  # closes it also where it fails
-    width = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}.get(sound.subtype, 0)
-    if sound.format != "FLAC" and sound.frames * sound.channels * width > row.byte_size:
-        sound.close()  # it would be read on into the next member
-        raise AudioError(f"{row.place}: truncated: the header promises more than its bytes hold")
-    return sound
+        return storage.read_range(where, *span)
+    with open(where, "rb") as file:
+        file.seek(row.byte_offset)
+        return file.read(row.byte_size if row.archive else -1)
 
 
 def check_format(place: str, rate: int, channels: int) -> None:
@@ -92,22 +121,23 @@ def check_format(place: str, rate: int, channels: int) -> None:
     if rate != SAMPLE_RATE or channels != 1:
         raise AudioError(
             f"{place}: {rate} Hz with {channels} channel(s) where {SAMPLE_RATE} Hz mono is due; "
-            "convert with `python -m spidr_jax.data.manifest prepare`"
+            "convert with `python -m spidr_jax.data.manifest prepare`",
+            "of a wrong rate" if channels == 1 else "of several channels",
         )
 
 
-def decode(sound: soundfile.SoundFile, place: str) -> np.ndarray:
-    """Decode all of an open file to int16 [S], or [S, channels] where it has several.
+def decode(sound: soundfile.SoundFile, place: str, frames: int = -1) -> np.ndarray:
+    """Decode the next frames of an open file, or all, to int16 [S] or [S, channels > 1].
 
     Raises:
         AudioError: damaged, or float audio that is not finite or not within [-1, 1].
     """
     try:
         if sound.subtype.startswith("PCM_"):
-            pcm: np.ndarray = sound.read(dtype="int16")
+            pcm: np.ndarray = sound.read(frames, dtype="int16")
             return pcm
-        wave = sound.read(dtype="float32")
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+        wave = sound.read(frames, dtype="float32")
+    except Exception as error:  # see `open_sound`
         raise AudioError(f"{place}: damaged: {error}") from None
     # libsndfile does not scale float audio when it is read as int16.
     peak = float(np.abs(wave).max(initial=0.0))
@@ -122,17 +152,46 @@ def read_pcm(row: Row) -> np.ndarray:
     """Decode a whole utterance to int16 [S], S at least `row.num_samples`.
 
     Raises:
-        AudioError: unreadable, damaged, not 16 kHz mono, or shorter than the manifest says.
+        AudioError: unreadable, damaged, not 16 kHz mono, shorter than the manifest says,
+            or more than twice as long.
         ImportError: with what to install to read such a URL.
     """
     with open_sound(row) as sound:
         check_format(row.place, sound.samplerate, sound.channels)
+        if sound.frames > 2 * row.num_samples + SAMPLE_RATE:
+            raise AudioError(
+                f"{row.place}: {sound.frames} samples in it, {row.num_samples} by the manifest: "
+                "write the manifest anew"
+            )
         pcm = decode(sound, row.place)
     if len(pcm) < row.num_samples:
         raise AudioError(
             f"{row.place}: truncated: {len(pcm)} samples, the manifest says {row.num_samples}"
         )
     return pcm
+
+
+_STARTS = {  # of a stream of audio, by libsndfile's format
+    "FLAC": rb"fLaC[\0\x80]\0\0\x22",
+    "MP3": rb"\0{9}(?:Xing|Info)",
+    "OGG": rb"OggS\0\x02.{22}(?:\x01vorbis|OpusHead|Speex|\x7fFLAC)",
+}
+
+
+def check_single(row: Row, sound: soundfile.SoundFile) -> None:
+    """Refuse files joined end to end, of which libsndfile reads the first alone.
+
+    Raises:
+        AudioError: naming the file.
+    """
+    start = _STARTS.get(sound.format)
+    count = len(re.findall(start, read_bytes(row), re.DOTALL)) if start else 1
+    if count > 1:
+        raise AudioError(
+            f"{row.place}: {count} {sound.format} files joined in one, of which only the first "
+            "would be read: take them apart, or encode them anew as one",
+            "joined",
+        )
 
 
 def standardisation(pcm: np.ndarray) -> tuple[np.float32, np.float32]:

@@ -73,16 +73,13 @@ def check_manifest(manifest: str, *, min_samples: int = 2000, jobs: int = 0) -> 
 def _examine(row: Row, min_samples: int) -> _Finding:
     try:
         with audio.open_sound(row) as sound:
-            try:
-                audio.check_format(row.place, sound.samplerate, sound.channels)
-            except audio.AudioError as error:
-                kind = "of a wrong rate" if sound.channels == 1 else "of several channels"
-                return _Finding(kind, str(error), bad=True)
+            audio.check_format(row.place, sound.samplerate, sound.channels)
+            audio.check_single(row, sound)
             promised = promised_samples(sound)
             pcm = audio.decode(sound, row.place)
             exact = sound.format != "MP3"
     except audio.AudioError as error:
-        return _Finding("unreadable", str(error), bad=True)
+        return _Finding(error.kind, str(error), bad=True)
     samples = len(pcm)
     if samples != row.num_samples or (exact and samples != promised):
         text = (

@@ -1,14 +1,18 @@
 """`manifest prepare`: any rate, channels and format to 16 kHz mono FLAC."""
 
+import contextlib
+import errno
+import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import soundfile
+import soxr
 
-from spidr_jax.data import audio, files, parallel, scan
+from spidr_jax.data import audio, files, parallel, scan, storage
 from spidr_jax.data.corpus import Row
 
 EXTENSIONS = (
@@ -16,6 +20,8 @@ EXTENSIONS = (
     *(".opus", ".m4a", ".aac", ".mp4", ".wma", ".webm", ".aiff", ".aif", ".au", ".sph", ".w64"),
 )
 MANIFEST = "manifest.csv"
+_MAX_FRAMES = 1 << 40  # more is a header of no length
+_BLOCK = 1 << 20  # frames in memory at a time
 
 
 def prepare(
@@ -23,10 +29,10 @@ def prepare(
 ) -> scan.Summary:
     """Convert a folder or tar of audio to 16 kHz mono FLAC, and write `manifest.csv` beside it.
 
-    Channels are averaged; other rates are resampled by librosa (soxr_hq). A file that is there
-    already is not made again, and none is there half written, so the command may be repeated
-    after an interruption. Folders stay; a.wav becomes a.flac, or a.wav.flac where a.mp3 is
-    there too. Files that cannot be read are listed.
+    Channels are averaged; other rates are resampled by soxr (HQ). A file is made anew only where
+    its source has changed since, and none is there half written, so the command may be repeated
+    after an interruption. The manifest holds what is in the source now. Folders stay; a.wav becomes
+    a.flac, or a.wav.flac where a.mp3 is there too. Files that cannot be read are listed.
 
     Args:
         source: folder or uncompressed tar.
@@ -36,31 +42,40 @@ def prepare(
 
     Raises:
         FileNotFoundError: where there is no `source`.
-        ValueError: nothing usable in `source`, or `output` lies inside it.
+        ValueError: nothing usable in `source`, or `output` lies inside it, or holds what was made
+            of another source.
     """
     output = os.path.abspath(output)
     listing = scan.find_audio(source, extensions)
     if not listing.in_archive and os.path.commonpath([listing.root, output]) == listing.root:
         raise ValueError(f"{output}: lies inside {listing.root}; name a folder outside it")
-    targets = [os.path.join(output, name) for name in _targets(listing.names)]
+    targets = _targets(listing.names)
+    with _Made(output, listing.root) as made:
 
-    def convert(index: int) -> str:
-        if os.path.exists(targets[index]):
-            return "there"
-        try:
-            pcm = to_16k_mono(listing.row(index))
-        except audio.AudioError as error:
-            return str(error)
-        with files.replacing(targets[index]) as partial:
-            soundfile.write(partial, pcm, audio.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        return ""
+        def convert(index: int) -> str:
+            row, target = listing.row(index), os.path.join(output, targets[index])
+            try:
+                stamp = _stamp(listing.names[index], row)
+                if made.stamps.get(targets[index]) == stamp and os.path.exists(target):
+                    return "there"
+                _write(target, to_16k_mono(row))
+            except audio.AudioError as error:
+                return str(error)
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                return f"{row.place}: its name is too long"
+            made.add(targets[index], stamp)
+            return ""
 
-    results = list(parallel.each(convert, len(targets), jobs=jobs, title="converting"))
+        results = list(parallel.each(convert, len(targets), jobs=jobs, title="converting"))
     there = results.count("there")
     problems = listing.problems + [text for text in results if text not in ("", "there")]
-    if len(problems) >= len(results):
+    usable = [name for name, text in zip(targets, results, strict=True) if text in ("", "there")]
+    if not usable:
         raise ValueError(f"{source}: none of {len(results)} files is usable; {problems[0]}")
-    written = scan.write_manifest(output, os.path.join(output, MANIFEST), jobs=jobs)
+    flacs = scan.Listing(output, False, sorted(usable), [], [])
+    written = scan.write_listing(flacs, os.path.join(output, MANIFEST), jobs=jobs)
     line = (
         f"{written.line}; {results.count('')} converted, {there} there before, "
         f"{len(problems)} of {len(results)} unreadable"
@@ -68,50 +83,119 @@ def prepare(
     return scan.Summary(line, problems + written.problems)
 
 
+class _Made:
+    """OUTPUT/.prepared.jsonl: the source and, a line each, of what the FLAC files were made.
+
+    Attributes:
+        stamps: of each file, by its name in OUTPUT; see `_stamp`.
+    """
+
+    def __init__(self, output: str, source: str) -> None:
+        self.stamps: dict[str, object] = {}
+        path = os.path.join(output, ".prepared.jsonl")
+        if os.path.exists(path):
+            with storage.open_text(path) as file:
+                for line in filter(str.strip, file):
+                    with contextlib.suppress(ValueError):  # cut off by a kill
+                        self.stamps |= json.loads(line)
+        if self.stamps.setdefault("", source) != source:
+            raise ValueError(
+                f"{output}: holds what was prepared from {self.stamps['']}; name another folder"
+            )
+        os.makedirs(output, exist_ok=True)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self.add("", source)
+
+    def add(self, name: str, stamp: object) -> None:
+        os.write(self._file, f"\n{json.dumps({name: stamp})}\n".encode())  # by one call: threads
+
+    def __enter__(self) -> "_Made":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+
+def _stamp(name: str, row: Row) -> list[object]:
+    try:
+        found = os.stat(row.archive or row.path)
+    except OSError as error:
+        raise audio.AudioError(f"{row.place}: cannot be read: {error.strerror}") from None
+    return [name, row.byte_offset, row.byte_size or found.st_size, found.st_mtime_ns]
+
+
+def _write(target: str, blocks: Iterable[np.ndarray]) -> None:
+    kind = {"format": "FLAC", "subtype": "PCM_16"}
+    with files.replacing(target) as partial:
+        try:
+            with soundfile.SoundFile(partial, "w", audio.SAMPLE_RATE, 1, **kind) as file:
+                for block in blocks:
+                    file.write(block)
+        except soundfile.LibsndfileError as error:
+            raise OSError(f"{target}: cannot be written: {error} (is the disk full?)") from None
+
+
 def _targets(names: Sequence[str]) -> list[str]:
-    # A member of a tar may be named /a or ../a: it stays inside all the same.
-    inside = [os.path.normpath("/" + name).lstrip("/") for name in names]
-    stems = [os.path.splitext(name)[0] for name in inside]
-    count = Counter(stems)
+    whole = [scan.inside(name) for name in names]
+    stems = [os.path.splitext(name)[0] for name in whole]
+    count = Counter([*stems, *whole])
     return [
         (stem if count[stem] == 1 else name) + ".flac"
-        for stem, name in zip(stems, inside, strict=True)
+        for stem, name in zip(stems, whole, strict=True)
     ]
 
 
-def to_16k_mono(row: Row) -> np.ndarray:
-    """Decode any audio to 16 kHz mono int16 [S].
+def to_16k_mono(row: Row) -> Iterator[np.ndarray]:
+    """Decode any audio to 16 kHz mono int16, in blocks.
 
     Raises:
         AudioError: unreadable, damaged, truncated, without a sample, or not finite.
     """
-    wave, rate = _decode_any(row)
-    if wave.dtype == np.int16 and wave.ndim == 1 and rate == audio.SAMPLE_RATE:
-        return wave
-    if wave.dtype == np.int16:
-        wave = wave.astype(np.float32) / 32768
-    if wave.ndim > 1:
-        wave = wave.mean(axis=1)
-    if rate != audio.SAMPLE_RATE:
-        import librosa  # slow to import, and used by this command alone
-
-        wave = librosa.resample(wave, orig_sr=rate, target_sr=audio.SAMPLE_RATE, res_type="soxr_hq")
-    return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
-
-
-def _decode_any(row: Row) -> tuple[np.ndarray, int]:
     try:
-        sound = audio.open_sound(row)
+        sound = audio.open_sound(row, max_frames=_MAX_FRAMES)
     except audio.AudioError as error:
-        return _decode_by_librosa(row, error)
+        wave, rate = _decode_by_librosa(row, error)
+        yield from _resample([wave], rate)
+        return
     with sound:
+        audio.check_single(row, sound)
         promised = scan.promised_samples(sound)
-        pcm = audio.decode(sound, row.place)
-        if not len(pcm) or (len(pcm) < promised and sound.format != "MP3"):
-            raise audio.AudioError(
-                f"{row.place}: truncated: {len(pcm)} samples of {promised} that its header promises"
-            )
-        return pcm, sound.samplerate
+        yield from _resample(_decode(sound, row.place), sound.samplerate)
+        samples = sound.tell()
+    if not samples or (samples < promised and sound.format != "MP3"):
+        raise audio.AudioError(
+            f"{row.place}: truncated: {samples} samples of {promised} that its header promises"
+        )
+
+
+def _decode(sound: soundfile.SoundFile, place: str) -> Iterator[np.ndarray]:
+    while len(block := audio.decode(sound, place, _BLOCK)):
+        yield block
+
+
+def _resample(waves: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
+    """Blocks int16 or float [S] or [S, channels] of one recording as 16 kHz mono int16."""
+    stream = soxr.ResampleStream(rate, audio.SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    taken = given = 0
+    for wave in waves:
+        if wave.dtype == np.int16 and wave.ndim == 1 and rate == audio.SAMPLE_RATE:
+            yield wave
+            continue
+        wave = wave.astype(np.float32) / (32768 if wave.dtype == np.int16 else 1)
+        wave = wave if wave.ndim == 1 else wave.mean(axis=1)
+        taken += len(wave)
+        if rate != audio.SAMPLE_RATE:
+            wave = stream.resample_chunk(wave)
+        given += len(wave)
+        yield _to_int16(wave)
+    if rate != audio.SAMPLE_RATE:
+        rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        due = -(-taken * audio.SAMPLE_RATE // rate) - given  # rounded up
+        yield _to_int16(np.pad(rest, (0, max(0, due - len(rest))))[: max(0, due)])
+
+
+def _to_int16(wave: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
 
 
 def _decode_by_librosa(row: Row, refused: audio.AudioError) -> tuple[np.ndarray, int]:

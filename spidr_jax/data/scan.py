@@ -13,7 +13,9 @@ from spidr_jax.data import audio, parallel, storage, tables
 from spidr_jax.data.corpus import Row, open_manifest
 
 EXTENSIONS = (".flac", ".wav", ".ogg", ".mp3")
-_STREAMED = 0xFFFF_FF00  # bytes that a WAV header promises when its writer could not know
+_UNSURE = 1 << 16  # a WAV header within it of 2 or 4 GB is of a writer that could not know
+_MAX_LINKS = 8  # from one to the next
+_Member = tuple[str, int, int]  # name, offset and size
 
 
 class Listing(NamedTuple):
@@ -59,14 +61,14 @@ def find_audio(source: str, extensions: Sequence[str] = EXTENSIONS) -> Listing:
         raise ValueError(f"{source}: a URL; only a folder or tar on this machine can be listed")
     endings = tuple(ending.lower() for ending in extensions)
     root = os.path.abspath(source)
+    problems: list[str] = []
     if os.path.isdir(root):
-        problems: list[str] = []
         names = sorted(n for n in _walk(root, problems) if n.lower().endswith(endings))
         listing = Listing(root, False, names, [], problems)
     elif os.path.exists(root):
-        members = sorted(m for m in _members(root) if m[0].lower().endswith(endings))
+        members = _members(root, endings, problems)
         spans = [(offset, size) for _, offset, size in members]
-        listing = Listing(root, True, [name for name, _, _ in members], spans, [])
+        listing = Listing(root, True, [name for name, _, _ in members], spans, problems)
     else:
         raise FileNotFoundError(f"{source}: there is no such folder or tar")
     if not listing.names:
@@ -90,17 +92,48 @@ def _walk(root: str, problems: list[str]) -> Iterator[str]:
         yield from files if prefix == "." else (os.path.join(prefix, name) for name in files)
 
 
-def _members(path: str) -> Iterator[tuple[str, int, int]]:
+def _members(path: str, endings: tuple[str, ...], problems: list[str]) -> list[_Member]:
+    """Members that end so, each where `tar -x` would take it from: the last of a name, and links.
+
+    What has no bytes of its own in the tar becomes a problem.
+    """
+    files: dict[str, _Member] = {}
+    links: dict[str, tuple[str, str]] = {}  # name and target
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.isreg() and not member.issparse():
-                    yield member.name, member.offset_data, member.size
                 tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                name = inside(member.name)
+                files.pop(name, None)
+                links.pop(name, None)
+                if member.isreg() and not member.issparse():
+                    files[name] = member.name, member.offset_data, member.size
+                elif member.islnk():
+                    links[name] = member.name, inside(member.linkname)
+                    if source := files.get(links[name][1]):  # as it is now
+                        files[name] = member.name, *source[1:]
+                elif member.issym():
+                    target = os.path.join(os.path.dirname(name), member.linkname)
+                    links[name] = member.name, inside(target)
+                elif not member.isdir():
+                    links[name] = member.name, ""
     except tarfile.TarError as error:
         raise ValueError(
             f"{path}: neither a folder nor a whole uncompressed tar ({error}); unpack it first"
         ) from None
+    for name, (said, target) in links.items():
+        for _ in range(_MAX_LINKS):
+            target = links[target][1] if target in links and target not in files else target
+        if name not in files and target in files:
+            files[name] = said, *files[target][1:]
+        elif name not in files and name.lower().endswith(endings):
+            problems.append(f"{path}:{said}: no plain file, nor a link to one of the tar; left out")
+    return sorted(m for m in files.values() if m[0].lower().endswith(endings))
+
+
+def inside(name: str) -> str:
+    """Normalise a member's name, which is never outside the folder that a tar is unpacked in."""
+    return os.path.normpath("/" + name).lstrip("/")
 
 
 def unique_ids(names: Sequence[str]) -> list[str]:
@@ -118,7 +151,9 @@ def unique_ids(names: Sequence[str]) -> list[str]:
 def promised_samples(sound: soundfile.SoundFile) -> int:
     """Say how many samples the header promises, which for a truncated WAV libsndfile corrects."""
     data = re.search(r"^data : (\d+) \(should be \d+\)", sound.extra_info, re.MULTILINE)
-    if not data or int(data[1]) >= _STREAMED or not sound.frames:
+    if not data or not sound.frames:
+        return int(sound.frames)
+    if any(abs(int(data[1]) - size) <= _UNSURE for size in (1 << 31, 1 << 32)):
         return int(sound.frames)
     corrected = int(re.search(r"should be (\d+)", data[0])[1])  # type: ignore[index]
     return round(sound.frames * int(data[1]) / corrected)
@@ -166,7 +201,12 @@ def write_manifest(
         raise ValueError(f"{output}: a manifest ends in one of {', '.join(tables.UNWRITABLE)}")
     if not os.path.isdir(folder := storage.parent(output)):
         raise FileNotFoundError(f"{output}: there is no folder {folder}")
-    listing = find_audio(source, extensions)
+    return write_listing(find_audio(source, extensions), output, jobs=jobs)
+
+
+def write_listing(listing: Listing, output: str, *, jobs: int = 0) -> Summary:
+    """Write the manifest of listed files: see `write_manifest`."""
+    suffix = os.path.splitext(output)[1]
     if listing.in_archive and suffix == ".tsv":
         raise ValueError(f"{output}: a .tsv cannot name members of a tar: write .csv or .jsonl")
 
@@ -190,7 +230,7 @@ def write_manifest(
             samples[index] = result
     kept = np.flatnonzero(samples).tolist()
     if not kept:
-        raise ValueError(f"{source}: none of {count} files is usable; {problems[0]}")
+        raise ValueError(f"{listing.root}: none of {count} files is usable; {problems[0]}")
     ids = unique_ids([listing.names[index] for index in kept])
     names = tables.REQUIRED + (tables.IN_ARCHIVE if listing.in_archive else ())
     rows = (

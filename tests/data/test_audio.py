@@ -99,11 +99,15 @@ def test_members_of_a_tar_are_the_files(tmp_path, suffix):
         np.testing.assert_array_equal(audio.read_pcm(row), loose)
 
 
-@pytest.mark.parametrize("suffix", [".wav", ".flac"])
-def test_a_truncated_member_is_not_read_on_into_the_next(tmp_path, suffix):
-    whole = save(tmp_path / "in" / f"a{suffix}", hiss(6, 40_000))
-    save(tmp_path / "in" / f"b{suffix}", hiss(7, 40_000))
-    truncate(whole)
+CODECS = ["PCM_16", "PCM_U8", "PCM_24", "FLOAT", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", None]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_truncated_member_is_not_read_on_into_the_next(tmp_path, codec):
+    suffix = ".wav" if codec else ".flac"
+    for number, name in enumerate("ab"):
+        save(tmp_path / "in" / f"{name}{suffix}", hiss(number, 40_000) / 32768, subtype=codec)
+    truncate(tmp_path / "in" / f"a{suffix}")
     tar = pack(tmp_path / "in", tmp_path / "all.tar")
     with tarfile.open(tar) as archive:
         member = archive.getmember(f"a{suffix}")
@@ -112,6 +116,29 @@ def test_a_truncated_member_is_not_read_on_into_the_next(tmp_path, suffix):
         audio.read_pcm(row)
     with pytest.raises(audio.AudioError, match=r"all\.tar:a.*: cannot be read: .*not recognised"):
         audio.read_pcm(row._replace(byte_offset=member.offset_data - 100))
+    with pytest.raises(audio.AudioError, match="the archive ends before it does"):
+        audio.read_pcm(row._replace(byte_size=1 << 60))
+
+
+@pytest.mark.parametrize("length", [0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_wav_header_written_to_a_pipe_is_measured_by_the_file(tmp_path, length, packed):
+    pcm = hiss(2, 9001)
+    path = save(tmp_path / "in" / "a.wav", pcm)
+    content = path.read_bytes()
+    path.write_bytes(content[:40] + length.to_bytes(4, "little") + content[44:])
+    save(tmp_path / "in" / "b.wav", pcm)
+    source = pack(tmp_path / "in", tmp_path / "all.tar") if packed else str(tmp_path / "in")
+    assert write_manifest(source, str(tmp_path / "m.csv")).problems == []
+    row = open_manifest(tmp_path / "m.csv").row(0)
+    assert row.num_samples == 9001
+    np.testing.assert_array_equal(audio.read_pcm(row), pcm)
+
+
+def test_audio_far_longer_than_the_manifest_says_does_not_cost_its_memory(tmp_path):
+    path = save(tmp_path / "a.flac", np.zeros(3_000_000, np.int16))
+    with pytest.raises(audio.AudioError, match="3000000 samples in it, 5000 by the manifest"):
+        audio.read_pcm(row_of(path, 5000))
 
 
 @settings(max_examples=60, deadline=None)

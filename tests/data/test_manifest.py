@@ -9,6 +9,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import librosa
 import numpy as np
 import pytest
 import soundfile
@@ -17,6 +18,7 @@ from audio_files import BROKEN, RATE, hiss, make_corpus, pack, save, tone, write
 from spidr_jax.data import corpus as corpus_module
 from spidr_jax.data import files, parallel
 from spidr_jax.data import manifest as manifest_module
+from spidr_jax.data import prepare as prepare_module
 from spidr_jax.data.audio import read_pcm
 from spidr_jax.data.check import check_manifest
 from spidr_jax.data.corpus import Row, open_manifest
@@ -404,6 +406,48 @@ def test_write_a_tar(tmp_path):
             np.testing.assert_array_equal(read_pcm(row), sounds[row.fileid])
 
 
+def test_a_tar_lists_what_unpacking_it_would_give(tmp_path, capsys):
+    old, new = (save(tmp_path / f"{i}.wav", hiss(i, 3000 + i)) for i in (0, 1))
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+
+        def special(kind, name, target=""):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+
+        tar.add(old, "in/a.wav")
+        special(tarfile.LNKTYPE, "in/hard.wav", "in/a.wav")
+        tar.add(new, "./in/a.wav")  # takes the place of the first
+        special(tarfile.SYMTYPE, "in/soft.wav", "softer.wav")
+        special(tarfile.SYMTYPE, "in/softer.wav", "../in/a.wav")
+        special(tarfile.SYMTYPE, "in/dangling.wav", "/elsewhere/b.wav")
+        special(tarfile.SYMTYPE, "in/loop.wav", "loop.wav")
+        special(tarfile.FIFOTYPE, "in/pipe.wav")
+    assert run("write", tmp_path / "all.tar", tmp_path / "m.csv") == 1
+    lost = capsys.readouterr().err
+    assert all(
+        f"all.tar:in/{name}.wav: no plain file" in lost for name in ("dangling", "loop", "pipe")
+    )
+    corpus = open_manifest(tmp_path / "m.csv")
+    lengths = {row.fileid: row.num_samples for row in corpus}
+    assert lengths == {"a": 3001, "hard": 3000, "soft": 3001, "softer": 3001}
+    assert all(len(read_pcm(row)) == row.num_samples for row in corpus)
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3"])
+def test_files_joined_end_to_end_are_said(tmp_path, capsys, suffix):
+    make_corpus(tmp_path / "in", 2, suffix)
+    assert run("write", tmp_path / "in", tmp_path / "m.csv") == 0
+    assert run("check", tmp_path / "m.csv") == 0
+    one, two = (tmp_path / "in" / f"u{i}{suffix}" for i in (0, 1))
+    one.write_bytes(one.read_bytes() + two.read_bytes())
+    assert run("check", tmp_path / "m.csv") == 1
+    assert f"/u0{suffix}: 2 {suffix[1:].upper()} files joined" in capsys.readouterr().err
+    assert run("prepare", tmp_path / "in", tmp_path / "out") == 1
+    assert f"/u0{suffix}: 2 {suffix[1:].upper()} files joined" in capsys.readouterr().err
+    assert [row.fileid for row in open_manifest(tmp_path / "out" / "manifest.csv")] == ["u1"]
+
+
 def cut_tar(tmp_path):
     make_corpus(tmp_path / "in", 4, ".wav")
     tar = Path(pack(tmp_path / "in", tmp_path / "all.tar"))
@@ -560,6 +604,35 @@ def test_prepare_goes_on_where_it_was_stopped(tmp_path):
     assert gone.exists()
     assert all(p.stat().st_mtime_ns == t for p, t in kept.items() if p != gone)
     assert len(open_manifest(tmp_path / "out" / "manifest.csv")) == 4
+
+
+def test_prepare_follows_what_becomes_of_its_source(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    make_corpus(source, 3, ".wav")
+    prepare(str(source), str(out))
+    changed = hiss(7, 5000)
+    save(source / "u0.wav", changed)
+    (source / "u1.wav").unlink()
+    save(source / "u2.ogg", hiss(8, 6000))
+    for line in ("3 converted, 0 there before", "0 converted, 3 there before"):
+        assert line in prepare(str(source), str(out)).line
+    sounds = {row.fileid: read_pcm(row) for row in open_manifest(out / "manifest.csv")}
+    assert sorted(sounds) == ["u0", "u2.ogg", "u2.wav"]
+    np.testing.assert_array_equal(sounds["u0"], changed)
+    make_corpus(tmp_path / "other", 1)
+    with pytest.raises(ValueError, match=f"prepared from {source}; name another folder"):
+        prepare(str(tmp_path / "other"), str(out))
+
+
+def test_prepare_takes_long_audio_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "_BLOCK", 1000)
+    wave = hiss(0, 44_100).astype("f4") / 32768
+    save(tmp_path / "a.wav", wave, 44_100)
+    blocks = list(prepare_module.to_16k_mono(Row("a", str(tmp_path / "a.wav"), 0)))
+    assert len(blocks) > 40
+    pcm = np.rint(wave * 32768) / 32768
+    whole = librosa.resample(pcm.astype("f4"), orig_sr=44_100, target_sr=RATE, res_type="soxr_hq")
+    np.testing.assert_array_equal(np.concatenate(blocks), np.rint(whole * 32768))
 
 
 def test_prepare_lists_what_it_cannot_read_and_keeps_no_part_of_it(tmp_path, capsys):
