@@ -45,11 +45,11 @@ def extract(
     """Extract from every utterance that has no output yet.
 
     Args:
-        model: of `inference.load`; its parameters are put on all devices.
+        model: model from `inference.load`; its parameters are put on all devices.
         corpus: the utterances.
         kind: "features", "codebooks" or "units".
         layers: the layers' numbers.
-        out: where it goes.
+        out: destination of the outputs.
         batch_samples: padded samples of a batch on one device.
         jobs: threads that decode; 0 for one a core.
 

@@ -93,8 +93,8 @@ class Pretraining(Task):
         """A new run's state with another model's parameters, teacher and codebooks.
 
         Args:
-            state: as drawn.
-            path: what `weights.load.read` takes: a run, a checkpoint, a PyTorch file.
+            state: state as drawn.
+            path: a run, a checkpoint or a PyTorch file, as `weights.load.read` takes it.
 
         Raises:
             FileNotFoundError, ImportError: as `weights.load.read`.

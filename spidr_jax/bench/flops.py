@@ -13,8 +13,8 @@ def count_step(model: ModelConfig, rows: int, samples: int, frozen: bool) -> flo
     Args:
         model: the architecture.
         rows: utterances in the batch.
-        samples: of each.
-        frozen: whether extractor and projection have no backward pass.
+        samples: samples of each utterance.
+        frozen: whether front end and projection have no backward pass.
     """
     width, channels, length = model.encoder_embed_dim, 1, samples
     convolutions = []

@@ -26,7 +26,7 @@ class Memory(NamedTuple):
     Attributes:
         state: parameters, moments, teacher, codebooks: exact.
         fixed: state and whatever else does not grow with the rows.
-        row: what each row adds.
+        row: bytes that each row adds.
     """
 
     state: int
@@ -55,7 +55,7 @@ def bench_memory(setup: Setup, machine: Machine, frozen: bool = False) -> Memory
 
     Args:
         setup: a config and the samples of an utterance.
-        machine: what to compile for.
+        machine: device to compile for.
         frozen: the phase from `freeze_step` on.
     """
     low, high = _MEASURED
@@ -73,10 +73,10 @@ def table(found: Memory, machine: Machine, sizes: Sequence[int], samples: int) -
     """Tables in Markdown: memory of batches, and the largest batches of devices.
 
     Args:
-        found: what was measured.
-        machine: what for.
-        sizes: of devices, in GiB.
-        samples: of an utterance.
+        found: result of `bench_memory`.
+        machine: device that it was compiled for.
+        sizes: sizes of devices in GiB.
+        samples: samples of an utterance.
     """
     needed = {"state": found.state} | {f"{rows} rows": found.of(rows) for rows in _SHOWN}
     most = {f"{size} GB": found.most_rows((1 - _RESERVE) * size * 2**30) for size in sizes}

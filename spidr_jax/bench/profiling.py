@@ -30,7 +30,7 @@ def profile(start: Start, program: str, folder: str) -> list[dict[str, Any]]:
     Args:
         start: starts a step.
         program: the compiled step's text, which says where its operations come from.
-        folder: for the trace, which TensorBoard and Perfetto read.
+        folder: folder for the trace, which TensorBoard and Perfetto read.
     """
     before = set(Path(folder).rglob("*.trace.json.gz"))
     with jax.profiler.trace(folder):
@@ -46,9 +46,9 @@ def part_times(events: Events, program: str, steps: int) -> list[dict[str, Any]]
     """Add up the time of each part of the model, over all its layers.
 
     Args:
-        events: of the trace: Chrome's, in microseconds.
+        events: the trace's events in Chrome's format, in microseconds.
         program: the compiled program's text.
-        steps: that were traced.
+        steps: number of traced steps.
 
     Returns:
         For each "part" and "pass", the longest first: "ms" of a step, and "share" of all. Empty on
@@ -71,7 +71,7 @@ def part(scope: str) -> tuple[str, str]:
     """The part of the model, and the pass, that an operation belongs to.
 
     Args:
-        scope: as JAX names it: "jit(step)/transpose(jvp(Encoder))/layers_3/attention/mul".
+        scope: JAX's name: "jit(step)/transpose(jvp(Encoder))/layers_3/attention/mul".
 
     Returns:
         Such as ("Encoder/attention", "backward"). Of what is in no module or scope: "losses" is

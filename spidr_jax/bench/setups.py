@@ -38,10 +38,10 @@ def load(
     """Read a config file and check it and the batch's shape; sets JAX's options as training does.
 
     Args:
-        path: of the config file.
+        path: path of the config file.
         overrides: texts FIELD=VALUE, such as "model.encoder_dropout=0".
         rows: utterances in the batch; None for as many as the config allows.
-        samples: of each; None for the usual number, or the config's longest if that is less.
+        samples: samples of each; None for the usual number, or the config's longest if less.
 
     Raises:
         FileNotFoundError: there is no such file.

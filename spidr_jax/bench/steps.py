@@ -28,7 +28,7 @@ class Program(NamedTuple):
 
     Attributes:
         start: starts it on the state that it gave, beginning with a fresh one.
-        batch: that it runs on.
+        batch: batch to run on.
         costs: "lower_s" and "compile_s", the seconds of tracing and compilation without a cache,
             and "planned_bytes" of device memory.
     """
@@ -74,7 +74,7 @@ def bench_step(
     Args:
         setup: config and batch.
         frozen: the phase from `freeze_step` on.
-        steps: at least so many timed steps.
+        steps: least number of timed steps.
         reference: also time the PyTorch reference, in turns with ours.
         profile: a folder for a trace of three more steps.
 

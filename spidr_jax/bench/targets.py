@@ -106,10 +106,10 @@ def compile_step(
     """Compile a training step for a batch of a shape, to be looked at; nothing runs.
 
     Args:
-        machine: what for.
-        task: what to compute.
+        machine: device to compile for.
+        task: program to compile.
         rows: utterances in the batch of all devices.
-        samples: of an utterance.
+        samples: samples of an utterance.
         frozen: the phase from `freeze_step` on.
         fsdp: whether the state is split over the devices.
     """

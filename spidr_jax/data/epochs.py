@@ -18,8 +18,8 @@ class Stream(NamedTuple):
 
     Attributes:
         members: [n] utterances, numbered through all sources.
-        draws: how many of the row each epoch takes.
-        seed: of the passes' orders.
+        draws: number of the row's utterances in each epoch.
+        seed: seed of the passes' orders.
     """
 
     members: np.ndarray
@@ -57,7 +57,7 @@ def make_streams(
         passes: through the source in an epoch.
         start: number of the source's first utterance.
         total: utterances of all sources, which sets the integer type.
-        seed: of the source.
+        seed: seed of the source.
     """
     levels = np.empty(len(num_samples), np.uint8)  # a byte: sorted by radix
     for begin in range(0, len(num_samples), _BLOCK):
@@ -96,7 +96,7 @@ def fill_batches(
     Args:
         own: utterances by bucket, rising, each in shuffled order (source after source).
         rows: B by bucket.
-        batches: as `count_batches` says.
+        batches: batches of an epoch, from `count_batches`.
 
     Returns:
         By bucket, utterances [B, batches]: batch j is column j, so that each gets its part of

@@ -16,10 +16,10 @@ def each(function: Callable[[int], _T], count: int, *, jobs: int, title: str = "
     """Yield `function(0)` .. `function(count - 1)`, computed by threads.
 
     Args:
-        function: of a number.
-        count: of the numbers.
+        function: function of a number.
+        count: how many numbers there are, from 0.
         jobs: threads, 0 for one a core.
-        title: of the progress bar, empty for none.
+        title: text of the progress bar; empty for none.
     """
     jobs = jobs or os.cpu_count() or 1
     pending: deque[Future[_T]] = deque()

@@ -121,7 +121,7 @@ def batches(
     """Read the batches `start`, `start` + 1, ..., this process's rows of each, ahead of their use.
 
     Args:
-        data: what to read.
+        data: batches to read.
         put: brings a batch to the device; called in a thread of its own, in order.
         start: first batch.
         stop: one past the last; None for no end.

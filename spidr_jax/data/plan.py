@@ -184,12 +184,12 @@ def make_plan(
         min_samples: shorter utterances are left out, and in any case those under 2,640 samples
             (8 frames), the shortest bucket that there can be.
         max_samples: no crop is longer.
-        num_buckets: at most so many lengths.
-        max_batch_samples: of one device.
+        num_buckets: largest number of lengths.
+        max_batch_samples: most samples of a batch on one device.
         planned_devices: B is a multiple of it; it comes from the config, never from the live
             devices, so that a run may go on with any number of them.
         seed: another seed gives other batches.
-        warn: of much audio that stays unused.
+        warn: whether to warn of much audio that stays unused.
 
     Raises:
         ValueError: an argument out of range, or too little audio for one batch, with the numbers.

@@ -76,7 +76,7 @@ class PlannedAudio(Data):
     `(waveforms - mean) * inv_std` are the crops of standardised utterances.
 
     Attributes:
-        plan: which utterances, what crops.
+        plan: utterances and crops of each batch.
         bad: counts of unreadable utterances of this process.
     """
 

@@ -37,7 +37,7 @@ def prepare(
     Args:
         source: folder or uncompressed tar.
         output: folder for the FLAC files.
-        extensions: of the files to take, in any case.
+        extensions: suffixes of the files to take, in any case.
         jobs: threads; 0 for one a core.
 
     Raises:

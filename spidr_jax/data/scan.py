@@ -189,7 +189,7 @@ def write_manifest(
     Args:
         source: folder or uncompressed tar.
         output: .csv, .jsonl or (of a folder) fairseq .tsv.
-        extensions: of the files to take, in any case.
+        extensions: suffixes of the files to take, in any case.
         jobs: threads; 0 for one a core.
 
     Raises:

@@ -27,7 +27,7 @@ def parse_named(text: str, field: str, form: str) -> dict[str, str]:
     Args:
         text: the entries.
         field: config field of the text, for messages.
-        form: what an entry must look like, for messages.
+        form: form of an entry, for messages.
 
     Raises:
         ValueError: an entry is malformed, or a name stands twice.

@@ -42,11 +42,11 @@ def open_sets(
 
     Args:
         text: the sets.
-        min_samples: as of training's plan, and so are the next four.
-        max_samples: see above.
-        num_buckets: see above; validation has four lengths at most.
-        max_batch_samples: see above.
-        planned_devices: see above.
+        min_samples: see `make_plan`, as all that follow.
+        max_samples: longest crop.
+        num_buckets: largest number of lengths; validation has four at most.
+        max_batch_samples: most samples of training's batch on one device.
+        planned_devices: devices that the global batch is planned for.
 
     Raises:
         ValueError: an entry or a manifest is malformed, or the set is too small.
@@ -88,7 +88,7 @@ def plan_batches(
         source: the set.
         min_samples: shorter utterances are left out.
         max_samples: no crop is longer.
-        num_buckets: at most so many lengths.
+        num_buckets: largest number of lengths.
         largest: samples of a batch for one planned device, at most.
         planned_devices: rows are a multiple of it.
 

@@ -41,8 +41,8 @@ class AbxError(NamedTuple):
     Attributes:
         error: share of triplets (A, B, X) with X nearer to B, 0 to 1 (0.5 is chance), a tie
             counting one half; averaged over cells as `measure` says. NaN without a cell.
-        cells: how many there are.
-        triplets: how many there are.
+        cells: number of cells.
+        triplets: number of triplets.
     """
 
     error: float
@@ -71,14 +71,14 @@ def measure(
 
     Args:
         frames: floating point [F, D] or whole numbers [F] (units) of all files.
-        items: of `items.read_items`.
-        spans: of `items.locate`; items without a frame take no part.
+        items: items from `items.read_items`.
+        spans: frames from `items.locate`; items without a frame take no part.
         distance: "angular", "euclidean" or "identical".
         speakers: some of `SPEAKERS`: the tasks.
         context: one of `CONTEXTS`.
         max_size_group: items of a group that are kept, drawn again for each seed; None for all.
         max_x_across: speakers of X that are kept for each A and B across speakers; None for all.
-        seed: of both draws.
+        seed: seed of both draws.
 
     Returns:
         The error of each task.

@@ -47,7 +47,7 @@ def group_items(
         kept: the numbers of those that take part.
         context: "within", or "any" for groups of a phone and speaker alone.
         most: items of a group that are drawn where it has more; None for all.
-        rng: for the draw.
+        rng: random generator of the draw.
     """
     between = items.previous, items.following
     around = _numbers(*between) if context == "within" else np.zeros(len(items.phone), np.int64)

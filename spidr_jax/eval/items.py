@@ -127,8 +127,8 @@ def locate(items: Items, files: Mapping[str, tuple[int, int]]) -> Spans:
     """Find the items in the frames of all files, clipped to what their file has.
 
     Args:
-        items: of `read_items`.
-        files: of `places`.
+        items: items from `read_items`.
+        files: files from `places`.
 
     Raises:
         ValueError: a file has no frames; it names the first such file.

@@ -10,8 +10,8 @@ class Metric(NamedTuple):
     """What a number is.
 
     Attributes:
-        label: for tables and charts.
-        unit: of its values; those with "%" are shares, shown times 100.
+        label: name in tables and charts.
+        unit: unit of its values; those with "%" are shares, shown times 100.
         direction: which values are better; "" where that cannot be said, as of purities, which the
             number of units alone can raise.
         digits: shown after the decimal point.
@@ -62,7 +62,7 @@ class Key(NamedTuple):
     Attributes:
         set: name of the validation or evaluation set, "" for training.
         layer: its number, "MFCC", or None for all.
-        name: of the metric, see `METRICS`.
+        name: metric's name in `METRICS`.
     """
 
     set: str

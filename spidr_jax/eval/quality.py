@@ -106,7 +106,7 @@ def units_quality(
     """Compute each of `UNIT_METRICS`.
 
     Args:
-        pairs: as `count_matrix` takes them.
+        pairs: phones and units of each file, see `count_matrix`.
         num_units: V.
         units_per_second: rate of the units.
 

@@ -25,9 +25,9 @@ class _Limits(NamedTuple):
     """What a batch holds at most (on a CPU, what its caches hold), and what a compilation costs.
 
     Attributes:
-        pairs: of sequences.
-        cells: of their lattices.
-        numbers: of their frames.
+        pairs: number of pairs of sequences.
+        cells: number of cells of their lattices.
+        numbers: number of values of their frames.
         compilation: its time, in the time that one number of a frame takes in one cell.
     """
 

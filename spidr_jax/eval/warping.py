@@ -76,7 +76,7 @@ def tile_distances(
     """Distances of all pairs of a row and a column of each tile.
 
     Args:
-        frames: of `prepare`, [F, D] or [F].
+        frames: frames from `prepare`, [F, D] or [F].
         starts: int32 [2, G, T], first frames of the rows' and the columns' sequences.
         lengths: int32 [2, G, T], their numbers of frames, 1 to `size`.
         size: S.

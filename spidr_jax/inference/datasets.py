@@ -14,7 +14,7 @@ class EvaluationSet(NamedTuple):
     Attributes:
         name: name in logs.
         corpus: the utterances.
-        phones: of each file, one every 10 ms, or None.
+        phones: phones of each file, one every 10 ms, or None.
         items: items of an ABX task, or None.
         frames_per_second: rate of the outputs that it is for.
     """

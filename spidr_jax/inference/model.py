@@ -61,7 +61,7 @@ class SpeechModel:
         lengths: valid samples of each utterance of a batch, [B]; None if nothing is padded. What
             an utterance gets does not depend on the others; frames after its last are 0
             (units: -1).
-        sample_rate: of the waveform, in Hz; only 16,000 is taken.
+        sample_rate: the waveform's rate in Hz; only 16,000 is taken.
         standardised: whether each utterance has mean 0 and variance 1 already; else it is made so
             over its whole length, as in training.
 

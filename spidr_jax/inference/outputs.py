@@ -29,7 +29,7 @@ class Outputs(NamedTuple):
 
     Attributes:
         files: first frame and number of frames of each file.
-        arrays: by kind and layer, [F, D] or, of units, [F].
+        arrays: outputs by kind and layer, [F, D] or, of units, [F].
     """
 
     files: dict[str, tuple[int, int]]
@@ -84,12 +84,12 @@ def of_model(
     """Outputs of every utterance by one forward pass, as `collected` takes them.
 
     Args:
-        forward: of `forward.make_joint_forward`.
+        forward: forward pass from `forward.make_joint_forward`.
         params: the student side's parameters.
         config: the architecture.
         corpus: the utterances.
         batch_samples: padded samples of a batch.
-        title: of the progress bar, empty for none.
+        title: text of the progress bar; empty for none.
 
     Raises:
         audio.AudioError: a file cannot be used.

@@ -70,7 +70,7 @@ def stream(
     Args:
         forward: of `make_forward`, or of `make_joint_forward` for a dict of outputs by kind.
         params: the student side's parameters.
-        framing: where the model's frames lie.
+        framing: hop and receptive field of the model's frames.
         utterances: keys with standardised waveforms [S], best sorted by length.
         batch_samples: padded samples of a batch, at most (a single row may be longer).
         max_samples: length above which an utterance is cut into windows.

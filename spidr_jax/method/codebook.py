@@ -107,7 +107,7 @@ def statistics(targets: jax.Array, assignments: jax.Array, lots: jax.Array) -> C
 
     Args:
         targets: float32 [K, N, D].
-        assignments: from `assign`.
+        assignments: distributions over the codes from `assign`.
         lots: int [N], of which code's candidate a frame is; V or more for none.
     """
     drawn = jax.nn.one_hot(lots, assignments.shape[-1])

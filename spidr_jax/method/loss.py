@@ -62,7 +62,7 @@ def loss_and_statistics(
         targets: float32 [K, N, D].
         assignments: float32 [K, N, V], zero for frames that do not count.
         mask: bool [B, T], the frames that count.
-        lots: from `codebook.draw_lots`, [B, T].
+        lots: random numbers of the frames from `codebook.draw_lots`, [B, T].
     """
     log_probs = _frames(jax.nn.log_softmax(logits))  # [K, N, V]
     return StepStatistics(

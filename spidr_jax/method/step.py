@@ -98,7 +98,7 @@ def make_train_step(
     counts all updates so far that were not finite.
 
     Args:
-        config: what to compute.
+        config: sections of the method's config.
         frozen: whether `freeze_step` has come, and `freeze` has been applied to the state.
     """
     optimizer = optim.make_optimizer(config.optimizer)

@@ -149,7 +149,7 @@ class Encoder(nn.Module):
         Args:
             x: [B, T, D].
             frame_mask: bool [B, T], true at valid frames; None if all are.
-            noise: for dropout and layer drop; None for neither.
+            noise: seeds of dropout and layer drop; None for neither.
 
         Returns:
             The final residual stream [B, T, D], and for each of the L layers its representation:

@@ -97,7 +97,7 @@ def extract(
 
     Args:
         nets: the modules.
-        params: as `init_params` gives them.
+        params: parameters of the form of `init_params`.
         waveforms: standardised 16 kHz audio, [B, S].
         lengths: valid samples of each utterance, [B]; None if nothing is padded (then the mask
             is None too).
@@ -126,10 +126,10 @@ def mask_feats(
 
     Args:
         nets: the modules.
-        params: as `init_params` gives them.
-        feats: from `extract`; the teacher reads them as they are.
+        params: parameters of the form of `init_params`.
+        feats: features from `extract`; the teacher reads them as they are.
         mask: bool [B, T], true at frames that become the mask embedding.
-        noise: from `draw_noise`; None for no dropout.
+        noise: seeds from `draw_noise`; None for no dropout.
     """
     seeds = None if noise is None else noise_lib.at(noise.seeds, "feature_projection")
     feats = dropout(feats, seeds, nets.encoder.config.encoder_projection_dropout)
@@ -161,7 +161,7 @@ def predict(
 
     Args:
         nets: the modules.
-        params: as `init_params` gives them.
+        params: parameters of the form of `init_params`.
         final: the final residual stream [B, T, D].
         outputs: each layer's representation [B, T, D].
         layers: the numbers of those whose heads are asked for; None for all K.

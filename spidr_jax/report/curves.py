@@ -70,9 +70,9 @@ def picture(width: float, height: float, described: str, draw: Callable[[Figure]
     """An SVG element.
 
     Args:
-        width: of the view box; the page scales it.
-        height: of it.
-        described: what it shows, for those who do not see it.
+        width: width of the view box; the page scales it.
+        height: height of the view box.
+        described: alternative text.
         draw: fills the figure.
     """
     style = STYLE | {"svg.hashsalt": str(next(_SALT))}  # no two ids are the same
@@ -119,9 +119,9 @@ def lines(
     """Draw lines with their labels at their ends; None among the values is a gap.
 
     Args:
-        axes: where.
+        axes: axes to draw on.
         drawn: the lines, at least one.
-        title: what is shown, with its unit.
+        title: title with unit.
         log: whether the vertical axis is logarithmic.
         limits: lowest and highest value of that axis, None for those of the lines.
     """

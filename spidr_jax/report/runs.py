@@ -15,13 +15,13 @@ class Run(NamedTuple):
     """A run as far as its folder tells of it.
 
     Attributes:
-        name: that of the folder.
+        name: name of the folder.
         folder: its path.
         lines: those of metrics.jsonl, in the order of steps.
         keys: the metrics that have a finite value, by set, name (first the registered) and layer.
         config: empty where there is none.
         saved_step: finished steps of the newest checkpoint.
-        saved: what lies beside its state, such as versions.
+        saved: records beside its state, such as versions.
         evaluated: the rows of the files of `spidr_jax.evaluate`, with file and step.
     """
 

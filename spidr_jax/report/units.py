@@ -22,7 +22,7 @@ class Probe(NamedTuple):
     """Units of a model beside the phones of an evaluation set.
 
     Attributes:
-        source: which set, checkpoint and layer.
+        source: set, checkpoint and layer in words.
         measured: quality by layer.
         matrix: phones x units of that layer.
     """

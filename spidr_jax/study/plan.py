@@ -22,12 +22,12 @@ class PlannedRun(NamedTuple):
     """One run of a study.
 
     Attributes:
-        name: of its folder in the study's.
+        name: name of its folder in the study's.
         setting: the varied fields' values, as written.
-        seed: see `config.seed`.
-        steps: after which it ends.
+        seed: value of `config.seed`.
+        steps: number of steps after which it ends.
         measured: metrics that its last line holds.
-        command: that runs it.
+        command: command that runs it.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Study(NamedTuple):
     Attributes:
         config: the resolved config without what is varied, as JSON holds it.
         vary: the values of each field that is varied, as written.
-        seeds: of each setting.
+        seeds: seeds of each setting.
         runs: one after another.
     """
 

@@ -16,9 +16,9 @@ class Spread(NamedTuple):
     """Values over seeds.
 
     Attributes:
-        mean: of them.
+        mean: mean of the values.
         deviation: the sample's standard deviation, None for one value.
-        n: how many there are.
+        n: number of values.
     """
 
     mean: float

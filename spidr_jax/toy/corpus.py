@@ -72,11 +72,11 @@ def make_corpus(
     same one at the same time.
 
     Args:
-        folder: where it goes; its parent is made if need be.
+        folder: destination; its parent is made if need be.
         train_utterances_per_speaker: sentences of each training speaker, all distinct.
         dev_sentences: held-out sentences, said by three seen and by both unseen speakers.
         jobs: processes at a time.
-        seed: of text, voices and recording.
+        seed: seed of text, voices and recording.
 
     Raises:
         FileExistsError: the folder holds something else, or a corpus of other parameters.

@@ -28,14 +28,14 @@ class Checkpoints:
     """The checkpoints under a run's folder; saving goes on in the background.
 
     Attributes:
-        folder: where they are, each under its step's number.
+        folder: folder of the checkpoints, each under its step's number.
     """
 
     def __init__(self, folder: Path, keep: int, keep_every: int = 0, best: str = "") -> None:
         """Open or make `folder`.
 
         Args:
-            folder: of the checkpoints.
+            folder: folder of the checkpoints.
             keep: the last so many stay.
             keep_every: those of every so many steps stay too, 0 for none.
             best: the one that is best in this metric stays too, empty for none: the lowest
@@ -146,7 +146,7 @@ class Checkpoints:
         """The state of a checkpoint; each process reads the parts of its devices.
 
         Args:
-            step: of the checkpoint.
+            step: step of the checkpoint.
             target: shapes, types and shardings.
 
         Raises:

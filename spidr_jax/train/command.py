@@ -29,7 +29,7 @@ def main(
 
     Args:
         schema: the config's type.
-        make_task: what trains, from the checked config.
+        make_task: function from the checked config to the task.
         draw: writes a picture of a run into its folder, when it ends.
     """
     holder = config_flags.DEFINE_config_file("config", None, "The run's config file.")

@@ -127,7 +127,7 @@ def build(kind: type[Schema], values: Mapping[str, Any], prefix: str = "") -> Sc
 
     Args:
         kind: the schema.
-        values: by field; what is absent has its default.
+        values: values by field; what is absent has its default.
         prefix: name of the section and a dot.
 
     Raises:

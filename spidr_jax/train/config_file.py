@@ -14,8 +14,8 @@ def parse_fields(texts: Sequence[str], option: str) -> dict[str, str]:
     """The values of fields, as written.
 
     Args:
-        texts: of FIELD=VALUE, such as "codebook.decay=0.9".
-        option: of the command line that they come from.
+        texts: texts FIELD=VALUE, such as "codebook.decay=0.9".
+        option: command-line option that they come from.
 
     Raises:
         ValueError: one is something else, or a field stands twice.

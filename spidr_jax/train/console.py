@@ -18,7 +18,7 @@ class ProgressLog:
     """One line per interval; its values are fetched while the next step already runs.
 
     Attributes:
-        writer: where the values go.
+        writer: destination of the values.
     """
 
     def __init__(self, writer: Logs, steps: int, task: Task) -> None:

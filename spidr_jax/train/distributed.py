@@ -139,8 +139,8 @@ def barrier(name: str, seconds: int) -> None:
     """Wait until all processes have come here, as while the first does something for all.
 
     Args:
-        name: of the place, another one each time.
-        seconds: after which those that wait give up.
+        name: name of the place, another one each time.
+        seconds: time after which those that wait give up.
 
     Raises:
         RuntimeError: some did not come in time.

@@ -35,9 +35,9 @@ class Evaluations:
         """Evaluate what the logs do not have yet, log and print. All processes take part.
 
         Args:
-            state: after `step` finished steps; it stays as it is.
-            step: see above.
-            logs: get `SET/METRIC` and `SET/METRIC/LAYER`.
+            state: state after `step` finished steps; it stays as it is.
+            step: number of finished steps.
+            logs: destination of `SET/METRIC` and `SET/METRIC/LAYER`.
 
         Raises:
             BadDataError: a set cannot be evaluated before training; later that only warns.

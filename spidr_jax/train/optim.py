@@ -178,8 +178,8 @@ def freeze(config: OptimizerConfig, opt_state: Any, trained: Tree) -> Any:
     """Drop from an optimizer's state what belongs to parameters that train no longer.
 
     Args:
-        config: of any optimizer whose state keeps what belongs to a parameter under its path.
-        opt_state: of more parameters.
+        config: an optimizer whose state keeps what belongs to a parameter under its path.
+        opt_state: state for more parameters.
         trained: those that still train, from `split`.
     """
     before = dict(jax.tree_util.tree_leaves_with_path(opt_state))

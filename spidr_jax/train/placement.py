@@ -38,7 +38,7 @@ def state_shardings(
 
     Args:
         state: a NamedTuple of arrays or their shapes.
-        mesh: from `make_mesh`.
+        mesh: mesh from `make_mesh`.
         fsdp: split each array among the devices along the largest of its dimensions that their
             number divides, the last of equal ones; what has none is whole on every device.
         replicated_entries: entries of the state that are whole on every device all the same.

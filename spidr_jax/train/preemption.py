@@ -60,8 +60,8 @@ class Stop:
     """A request to stop: of a signal, or of an error after which this process can go on.
 
     Attributes:
-        signal: that came to this process, 0 for none.
-        error: with which this process shall end after the stop.
+        signal: signal that came to this process, 0 for none.
+        error: error with which this process shall end after the stop.
     """
 
     def __init__(self) -> None:

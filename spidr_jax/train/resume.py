@@ -75,7 +75,7 @@ def check_unchanged(checkpoints: Checkpoints, step: int, config: RunConfig, data
 
     Args:
         checkpoints: the run's.
-        step: of the checkpoint.
+        step: step of the checkpoint.
         config: the config now.
         data: the fingerprint of the data now.
 

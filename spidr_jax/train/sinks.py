@@ -122,7 +122,7 @@ class Logs:
         Args:
             folder: the run's.
             step: finished steps; what was logged beyond them counts no longer.
-            config: for W&B to show.
+            config: config for W&B to show.
             tensorboard: write event files.
             wandb: W&B project, empty for none.
             writes: whether this process is the one that logs.

@@ -22,8 +22,8 @@ class Evaluation(NamedTuple):
         name: set of its metrics.
         key: metric that is there once the set has been evaluated.
         description: one line for the log.
-        measure: from the weights, on one device, to metrics by bare name or name/layer.
-        show: from those metrics to what the terminal shows.
+        measure: function from the weights, on one device, to metrics by name or name/layer.
+        show: function from those metrics to the terminal's lines.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Task:
         replicated: entries of the state that fsdp does not split.
         data: the training batches.
         validation: held-out data by name.
-        evaluations: what else is measured.
+        evaluations: other measurements at a cadence.
     """
 
     phase_starts: tuple[int, ...] = ()

@@ -50,9 +50,9 @@ class Validation:
         All processes take part; the state stays as it is.
 
         Args:
-            state: after `step` finished steps.
-            step: see above.
-            logs: where the values go.
+            state: state after `step` finished steps.
+            step: number of finished steps.
+            logs: destination of the values.
 
         Returns:
             `SET/METRIC` of each set: means over its batches.

@@ -33,7 +33,7 @@ def train_state(file: TorchFile) -> TrainState:
     layer drop left out of some steps has been counted less there).
 
     Args:
-        file: with `training` filled, its tensors checked.
+        file: file with `training` filled and its tensors checked.
 
     Raises:
         ValueError: the optimizer's state does not fit the model, named by parameter.
