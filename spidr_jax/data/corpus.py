@@ -2,16 +2,19 @@
 
 A compiled manifest is a folder of raw little-endian columns. Its name carries the version of the
 manifest that it was made from, so that a changed manifest is compiled again, and it appears by
-one rename, so that any number of processes may start at once.
+one rename, so that any number of processes may start at once. Checksums of the columns are verified
+at every opening, about a second for each gigabyte.
 """
 
 import array
+import glob
 import hashlib
 import json
 import logging
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +24,9 @@ import numpy as np
 
 from spidr_jax.data import files, storage, tables
 
-_LAYOUT = 2
+_LAYOUT = 3
+_META = "meta.json"
+_MAX_NAME = 180  # bytes, of 255
 _ABANDONED = 24 * 3600  # seconds after which an unfinished one is a killed process's
 _log = logging.getLogger(__name__)
 
@@ -72,8 +77,15 @@ class Corpus:
     num_samples: np.ndarray
 
     def __init__(self, manifest: str, folder: Path) -> None:
-        """Map the compiled columns in `folder`; `open_manifest` finds or makes them."""
-        meta = json.loads((folder / "meta.json").read_text())
+        """Map the compiled columns in `folder`; `open_manifest` finds or makes them.
+
+        Raises:
+            OSError, ValueError, TypeError, KeyError: they are not as they were written.
+        """
+        sealed = json.loads((folder / _META).read_text())
+        meta = sealed["meta"]
+        if sealed["checksum"] != _checksum_of(meta) or meta["files"] != _checksums(folder):
+            raise ValueError(f"{folder}: damaged: its checksums differ")
         self.manifest = manifest
         self.fingerprint: str = meta["fingerprint"]
         self._root = storage.parent(manifest)
@@ -109,6 +121,22 @@ class Corpus:
         return Row(**texts, **numbers)  # type: ignore[arg-type]
 
 
+def _checksum_of(meta: object) -> int:
+    return zlib.crc32(json.dumps(meta).encode())
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    sums = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != _META:
+            with path.open("rb") as file:
+                total = 0
+                while block := file.read(1 << 22):
+                    total = zlib.crc32(block, total)
+            sums[path.name] = total
+    return sums
+
+
 def open_manifest(path: str | os.PathLike[str]) -> Corpus:
     """Open a manifest of a suffix in `READERS`, compiling it first where that has not been done.
 
@@ -121,13 +149,19 @@ def open_manifest(path: str | os.PathLike[str]) -> Corpus:
     """
     path = os.fspath(path)
     try:
-        name = f"{os.path.basename(path)}.columns-{_LAYOUT}-{storage.version_key(path)}"
+        # so much of the manifest's name that more can be added to it
+        base = os.fsencode(os.path.basename(path))[:_MAX_NAME].decode(errors="ignore")
+        name = f"{base}.columns-{_LAYOUT}-{storage.version_key(path)}"
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such manifest") from None
     homes = _homes(path)
     for home in homes:
-        if (home / name / "meta.json").is_file():
+        try:
             return Corpus(path, home / name)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            if (home / name).exists():
+                _log.warning("%s: compiled anew: %s", home / name, error)
+                shutil.rmtree(home / name, ignore_errors=True)
     with ExitStack() as work:
         for home in homes:
             try:
@@ -138,8 +172,10 @@ def open_manifest(path: str | os.PathLike[str]) -> Corpus:
             except OSError as error:
                 _log.info("%s: no room for the compiled manifest: %s", home, error)
         else:
-            places = " nor ".join(map(str, homes))
-            raise OSError(f"{path}: cannot be compiled: neither {places} is writable")
+            places = ", ".join(map(str, homes)) or "no home folder"
+            raise OSError(
+                f"{path}: cannot be compiled: {places} is not writable: set XDG_CACHE_HOME"
+            )
         _log.info("%s: compiling it to %s (about 5 s a million rows)", path, home / name)
         _compile(path, partial)
     _remove_old(home / name)
@@ -147,14 +183,15 @@ def open_manifest(path: str | os.PathLike[str]) -> Corpus:
 
 
 def _homes(path: str) -> list[Path]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spidr_jax"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     where = path if storage.is_remote(path) else os.path.abspath(path)
-    apart = cache / hashlib.sha256(where.encode()).hexdigest()[:16]
-    return [apart] if storage.is_remote(path) else [Path(path).absolute().parent, apart]
+    key = hashlib.sha256(os.fsencode(where)).hexdigest()[:16]
+    apart = [] if cache.startswith("~") else [Path(cache, "spidr_jax", key)]  # of no known user
+    return apart if storage.is_remote(path) else [Path(where).parent, *apart]
 
 
 def _remove_old(compiled: Path) -> None:
-    for old in compiled.parent.glob(f"{compiled.name.rsplit('-', 1)[0]}-*"):
+    for old in compiled.parent.glob(glob.escape(compiled.name.rsplit("-", 1)[0]) + "-*"):
         in_work = ".partial-" in old.name and time.time() - old.stat().st_mtime < _ABANDONED
         if old != compiled and not in_work:
             shutil.rmtree(old, ignore_errors=True)
@@ -199,8 +236,13 @@ def _compile(path: str, folder: Path) -> None:
     if not columns.names:
         raise ValueError(f"{path}: holds no utterance; write it anew from the folder of audio")
     _check_unique(path, _Texts(folder, "fileid"), np.frombuffer(columns.hashes, np.int64))
-    meta = {"columns": columns.names, "fingerprint": columns.digest.hexdigest()}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    meta = {
+        "columns": columns.names,
+        "fingerprint": columns.digest.hexdigest(),
+        "files": _checksums(folder),
+    }
+    sealed = {"meta": meta, "checksum": _checksum_of(meta)}
+    (folder / _META).write_text(json.dumps(sealed))
 
 
 def _check_unique(path: str, ids: _Texts, hashes: np.ndarray) -> None:

@@ -47,6 +47,9 @@ def making_folder(target: Path, prefix: str) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         yield work
+        for path in filter(Path.is_file, work.iterdir()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # or a power cut can leave empty ones
         work.chmod(0o755)  # mkdtemp's 0700 would shut out other users
         try:
             work.rename(target)

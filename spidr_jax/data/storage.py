@@ -54,11 +54,14 @@ def read_range(url: str, start: int | None = None, size: int | None = None) -> b
     return data
 
 
-def open_text(path: str) -> TextIO:
-    """Open a local or remote text file for reading, line ends untouched."""
+def open_text(path: str | os.PathLike[str]) -> TextIO:
+    """Open a local or remote text file in UTF-8, with or without a byte order mark, to be read."""
+    path = os.fspath(path)
     if is_remote(path):
-        return io.TextIOWrapper(_filesystem(path).open(path, "rb"), encoding="utf-8", newline="")
-    return open(path, encoding="utf-8", newline="")
+        return io.TextIOWrapper(
+            _filesystem(path).open(path, "rb"), encoding="utf-8-sig", newline=""
+        )
+    return open(path, encoding="utf-8-sig", newline="")
 
 
 def version_key(path: str) -> str:

@@ -64,8 +64,6 @@ def read_csv(path: str) -> Iterator[Block]:
     with storage.open_text(path) as file:
         reader = csv.reader(file, strict=True)
         names = next(reader, [])
-        if names:
-            names[0] = names[0].removeprefix("\ufeff")
         yield Block(names, 2, [])
         for line in itertools.count(2, _CHUNK):
             if not (rows := list(itertools.islice(reader, _CHUNK))):

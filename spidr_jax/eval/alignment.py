@@ -7,6 +7,8 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from spidr_jax.data import storage
+
 LABELS_PER_SECOND = 100
 FRAMES_PER_SECOND = 50  # of the published models and of MFCC
 SILENCE = "SIL"
@@ -32,7 +34,7 @@ def read_alignment(path: str | os.PathLike[str]) -> dict[str, NDArray[np.str_]]:
             the one above it has ended (each names the file and the line), or no line at all.
     """
     segments: dict[str, list[_Segment]] = {}
-    with open(path, encoding="utf-8") as file:
+    with storage.open_text(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 fileid, segment = _parse(line, path, number)

@@ -11,6 +11,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from spidr_jax.data import storage
 from spidr_jax.eval.alignment import FRAMES_PER_SECOND
 
 COLUMNS = ("#file", "onset", "offset", "#phone", "prev-phone", "next-phone", "speaker")
@@ -66,7 +67,7 @@ def read_items(path: str | os.PathLike[str], frames_per_second: float = FRAMES_P
         ValueError: a column is missing, a line has another number of fields, times are no times or
             not in order (each names the file and the line), or there is no item at all.
     """
-    with open(path, encoding="utf-8") as file:
+    with storage.open_text(path) as file:
         lines = [line.split() for line in file]
     if not lines or not lines[0]:
         raise ValueError(f"{os.fspath(path)}: the first line must be `{' '.join(COLUMNS)}`")

@@ -89,8 +89,12 @@ def test_windows_line_ends_and_other_columns_do_no_harm(tmp_path):
     assert list(open_manifest(write(tmp_path / "m.csv", text))) == [
         Row("a", str(tmp_path / "a.wav"), 5)
     ]
-    text = f"{tmp_path}\r\na.wav\t5\r\n"
-    assert open_manifest(write(tmp_path / "m.tsv", text)).num_samples.tolist() == [5]
+    text = f"\ufeff{tmp_path}\r\na.wav\t5\r\n"
+    assert list(open_manifest(write(tmp_path / "m.tsv", text))) == [
+        Row("a.wav", str(tmp_path / "a.wav"), 5)
+    ]
+    text = '\ufeff{"fileid":"a","path":"/a.wav","num_samples":5}\r\n'
+    assert list(open_manifest(write(tmp_path / "m.jsonl", text))) == [Row("a", "/a.wav", 5)]
 
 
 @pytest.mark.parametrize(
@@ -196,6 +200,33 @@ def test_a_manifest_is_compiled_once_and_again_when_it_changes(tmp_path, monkeyp
     assert len(compiled(tmp_path)) == 1  # the old one is gone
     assert compiled(tmp_path) != names
     assert first.fingerprint != second.fingerprint
+
+
+def test_damaged_columns_are_compiled_anew(tmp_path, caplog):
+    path = write_csv(tmp_path / "m.csv", [("a", "a.wav", 5), ("b", "b.wav", 6)])
+    first = open_manifest(path)
+    rows, folder = list(first), tmp_path / compiled(tmp_path)[0]
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        flipped = bytes([content[0] ^ 1]) + content[1:]
+        for damaged in (flipped, bytes(len(content)), content[:-1], b"", b"{}", None):
+            file.unlink()
+            if damaged is not None:
+                file.write_bytes(damaged)
+            caplog.clear()
+            again = open_manifest(path)
+            assert "compiled anew" in caplog.text, (file.name, damaged)
+            assert (list(again), again.fingerprint) == (rows, first.fingerprint)
+    meta = folder / "meta.json"
+    meta.write_text(meta.read_text().replace(first.fingerprint[:4], first.fingerprint[4::-1][:4]))
+    assert open_manifest(path).fingerprint == first.fingerprint
+
+
+def test_a_manifest_of_a_long_name_without_a_home_is_compiled(tmp_path, monkeypatch):
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # of an unknown user
+    assert len(open_manifest(write_csv(tmp_path / ("é" * 125 + ".csv"), [("a", "a.wav", 5)]))) == 1
 
 
 def test_the_fingerprint_is_of_ids_and_lengths_not_of_the_folder(tmp_path):

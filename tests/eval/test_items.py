@@ -23,6 +23,11 @@ def test_frames_begin_and_end_where_fastabx_has_them(tmp_path):
     assert items.end.tolist() == [5, 5]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
+    items = read_items(write(tmp_path, "f 0 0.1 A B C s", header="\ufeff" + HEADER))
+    assert items.fileid.tolist() == ["f"]
+
+
 def test_frames_are_counted_in_decimal_numbers(tmp_path):
     # In binary 50 * 0.57 - 0.5 is below 28, and 50 * 1.11 - 0.5 above 55.
     assert 50 * 0.57 - 0.5 < 28

@@ -33,6 +33,10 @@ def test_labels_are_the_phones_in_the_middle_of_10_ms(tmp_path):
     }
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_file_id(tmp_path):
+    assert list(read_alignment(write(tmp_path, "\ufeffu 0 0.02 A\n"))["u"]) == ["A", "A"]
+
+
 def test_label_bounds_are_decimal(tmp_path):
     # In binary 0.555 * 100 - 0.5 lies above 55.
     labels = read_alignment(write(tmp_path, "u 0 0.555 A\nu 0.555 0.6 B\n"))["u"]
