@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from spidr_jax.report.runs import Point
 
@@ -24,17 +24,13 @@ _VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", RULE: "var(--rule)", BAD: 
 _VARIABLES |= {colour: f"var(--c{i})" for i, colour in enumerate(RUNS)}
 _LAYERS = ("#2f7fc1", "#9b5fb5", "#d9662b")  # the first, the middle, the last
 _STRETCHES = 150  # of a long line: their means are drawn, over a band from lowest to highest
-_LABEL = 11  # height of a line's label
 _SALT = count()
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": SOFT,
-    "axes.linewidth": 0.8,
     "axes.labelcolor": SOFT,
-    "axes.labelsize": 10,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.titlecolor": SOFT,
@@ -45,17 +41,14 @@ STYLE: dict[Any, Any] = {
     "axes.grid.axis": "y",
     "axes.xmargin": 0.0,
     "grid.color": RULE,
-    "grid.linewidth": 0.8,
     "xtick.color": SOFT,
     "ytick.color": SOFT,
     "ytick.left": False,
-    "lines.linewidth": 1.6,
-    "lines.solid_capstyle": "round",
 }
 
 
 class Line(NamedTuple):
-    """A line of a chart: what stands at its end, its points, colour and weight."""
+    """A line of a chart: its label, points, colour and weight."""
 
     label: str
     points: Sequence[Point]
@@ -108,72 +101,31 @@ def thin(points: Sequence[Point]) -> np.ndarray:
     ])  # fmt: skip
 
 
-def lines(
-    axes: Axes,
-    drawn: Sequence[Line],
-    title: str,
-    *,
-    log: bool = False,
-    limits: tuple[float | None, float | None] = (None, None),
-) -> None:
-    """Draw lines with their labels at their ends; None among the values is a gap.
-
-    Args:
-        axes: axes to draw on.
-        drawn: the lines, at least one.
-        title: title with unit.
-        log: whether the vertical axis is logarithmic.
-        limits: lowest and highest value of that axis, None for those of the lines.
-    """
+def lines(axes: Axes, drawn: Sequence[Line], title: str) -> None:
+    """Draw lines and beside them their labels, the highest end first; None is a gap."""
     axes.set_title(title)
-    if log:
-        axes.set_yscale("log")
-        drawn = [line._replace(points=[(x, y or None) for x, y in line.points]) for line in drawn]
+    ends = []
     for line in drawn:
         step, mean, low, high = thin(line.points).T
-        axes.plot(
-            step, mean, color=line.colour, lw=line.width, alpha=line.alpha,
+        (artist,) = axes.plot(
+            step, mean, color=line.colour, lw=line.width, alpha=line.alpha, label=line.label,
             ls=(0, (4, 2)) if line.dashed else "solid",
             marker="o" if len(step) < 16 and line.marked else None, ms=2 * line.width,
         )  # fmt: skip
         if len(step) < len(line.points) and len(drawn) <= 4:
             axes.fill_between(step, low, high, color=line.colour, alpha=0.18, lw=0)
-    axes.set_ylim(*limits)
+        if line.label:
+            ends.append((next((y for _, y in reversed(line.points) if y is not None), 0), artist))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(
-        LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(4, steps=[1, 2, 2.5, 5, 10])
-    )
-    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(_short)
-    _label_ends(axes, drawn)
+    axes.legend(
+        handles=[artist for _, artist in sorted(ends, key=lambda end: -end[0])],
+        loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, labelcolor="linecolor",
+        handlelength=0, handletextpad=0.4, borderpad=0, labelspacing=0.2,
+    )  # fmt: skip
 
 
 def _short(value: float, _: float) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:,.6g}"
-
-
-def _label_ends(axes: Axes, drawn: Sequence[Line]) -> None:
-    """Write each line's label at its end, moved where it would cover another."""
-    ends = []
-    for line in drawn:
-        finite = [(x, y) for x, y in line.points if y is not None]
-        if line.label and finite:
-            ends.append((*axes.transData.transform(finite[-1]), line))
-    ends.sort(key=lambda end: end[1])
-    top = axes.bbox.y1
-    heights = _apart([y for _, y, _ in ends], [x for x, _, _ in ends], -np.inf)
-    heights = [-y for y in _apart([-y for y in heights[::-1]], [x for x, _, _ in ends[::-1]], -top)]
-    for (x, _, line), y in zip(ends, heights[::-1], strict=True):
-        axes.annotate(
-            line.label, (x + 5, y), xycoords="figure pixels", color=line.colour, va="center"
-        )
-
-
-def _apart(heights: Sequence[float], places: Sequence[float], least: float) -> list[float]:
-    """Rising heights, from `least` up, moved up where those at one place are too near."""
-    moved: list[float] = []
-    for y, x in zip(heights, places, strict=True):
-        near = [other for other, place in zip(moved, places, strict=False) if abs(place - x) < 40]
-        moved.append(max(y, least, *(other + _LABEL for other in near)))
-    return moved

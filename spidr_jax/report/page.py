@@ -88,11 +88,11 @@ def _verdict(run: Run, number: int, runs: Sequence[Run]) -> str:
 def _facts(run: Run) -> Iterator[str]:
     """How far the run is, of what size its model is and how fast it goes."""
     step = max(run.lines[-1]["step"] if run.lines else 0, run.saved_step or 0)
-    steps = run.get("steps")
+    steps = run.config.get("steps")
     yield f"step {step:,}" + (f" of {steps:,}" if isinstance(steps, int) else "")
-    if run.get("model"):
-        names = ("encoder_num_layers", "num_codebooks", "codebook_size")
-        layers, books, codes = (run.get(f"model.{name}") for name in names)
+    names = ("encoder_num_layers", "num_codebooks", "codebook_size")
+    layers, books, codes = (run.config.get(f"model.{name}") for name in names)
+    if codes:
         yield f"{layers} layers, {books} codebooks of {codes} codes"
     if speed := run.last("audio_seconds_per_second"):
         yield f"{speed:,.0f} s of audio per s"
@@ -101,10 +101,9 @@ def _facts(run: Run) -> Iterator[str]:
 
 def _cards(runs: Sequence[Run], probes: Sequence[Probe | str]) -> str:
     """The first screen's three pictures."""
-    published = "the published run on dev-clean"
-    if not all(map(reference.is_published, runs)):
-        published += ", squeezed from its 400,000 steps and 256 codes: a shape, not a target"
-    dashed = " Dashed: validation; below, predictions." if len(runs) > 1 else ""
+    published = all(map(reference.is_published, runs))
+    learnt = "Grey: the published run on dev-clean. " if published else ""
+    learnt += "Dashed: validation; below, predictions. Red: collapse."
     command = f"drawn by: python -m spidr_jax.report {runs[0].folder}"
     why = next((text for text in probes if isinstance(text, str) and text), command)
     matrix, source = "", ""
@@ -118,7 +117,7 @@ def _cards(runs: Sequence[Run], probes: Sequence[Probe | str]) -> str:
     cards = {
         "Loss and perplexity": (
             pictures.learning(runs),
-            f"Grey: {published}.{dashed}",
+            learnt,
             "no training step is logged yet.",
         ),
         "Unit quality": (
@@ -190,28 +189,17 @@ def _is(value: Any) -> bool:
 
 def _fields(runs: Sequence[Run]) -> str:
     """Config, newest checkpoint and versions; of several runs first what differs."""
-    known = [
-        dict(
-            _flat(
-                run.config | {"checkpoint": run.saved_step, "versions": run.saved.get("versions")}
-            )
-        )
-        for run in runs
-    ]
+    known = [run.config | {"checkpoint": run.saved_step} | run.versions for run in runs]
     names = dict.fromkeys(name for fields in known for name in fields)
-    rows = [[name, *(fields.get(name, "") for fields in known)] for name in names]
+    rows = [[name, *(_text(fields.get(name, "")) for fields in known)] for name in names]
     rows.sort(key=lambda row: len(set(row[1:])) == 1)
     differing = sum(len(set(row[1:])) > 1 for row in rows)
     text = f"<p>The runs differ in the first {differing}.</p>" if len(runs) > 1 else ""
     return text + _table(["field", *_names(runs)], rows)
 
 
-def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in values.items() if isinstance(values, dict) else ():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value if isinstance(value, str) else json.dumps(value)
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

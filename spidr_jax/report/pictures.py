@@ -40,23 +40,22 @@ def _trained(runs: Sequence[Run], name: str, label: str) -> list[Line]:
     return [_line(runs, i, key, label) for i, run in enumerate(runs) if key in run.keys]
 
 
-def _level(runs: Sequence[Run], label: str, height: float, colour: str, width: float) -> Line:
+def _level(runs: Sequence[Run], label: str, height: float) -> Line:
     ends: list[Point] = [(0, height), (last_step(runs), height)]
-    return Line(label, ends, colour, width, dashed=True, marked=False)
+    return Line(label, ends, SOFT, 1, dashed=True, marked=False)
 
 
 class _Panel(NamedTuple):
-    """Lines under each other's steps; `collapsed`: the height up to which codebooks are."""
+    """Lines over the same steps as others'; of a perplexity, how many codes there are."""
 
     title: str
     drawn: list[Line]
-    top: float | None = None
-    collapsed: float = 0
+    codes: int = 0
 
 
 def learning(runs: Sequence[Run]) -> str:
     """Loss and perplexities of all runs over the published curve; empty where there are none."""
-    codes = max((run.get("model.codebook_size") or 0 for run in runs), default=0)
+    codes = max((run.config.get("model.codebook_size") or 0 for run in runs), default=0)
     trained = _trained(runs, "loss", "training")
     if not trained:
         return ""
@@ -66,16 +65,15 @@ def learning(runs: Sequence[Run]) -> str:
         for key in run.keys
         if key.set and key.name == "loss" and key.layer is None
     ]
-    loss = [*_published(runs, "loss", codes), *trained, *_dashed(runs, validated)]
-    use = [*_published(runs, "target_ppl", codes), *_trained(runs, "target_ppl", "target")]
+    loss = [*_published(runs, "loss"), *trained, *_dashed(runs, validated)]
+    use = [*_published(runs, "target_ppl"), *_trained(runs, "target_ppl", "target")]
     use += _dashed(runs, _trained(runs, "pred_ppl", "prediction"))
-    panels = [_Panel("loss, nats", loss), _Panel("perplexity, codes", use)]
     if codes:
-        least = least_perplexity(codes)
-        loss.append(_level(runs, "chance", math.log(codes), SOFT, 1))
-        use.append(_level(runs, "collapse", least / 2, BAD, 1)._replace(alpha=0))
-        panels[1] = _Panel(f"perplexity, codes of {codes}", use, 1.03 * codes, least)
-    return _stacked(runs, panels)
+        loss.append(_level(runs, "chance", math.log(codes)))
+    of = f" of {codes}" if codes else ""
+    return _stacked(
+        runs, [_Panel("loss, nats", loss), _Panel(f"perplexity, codes{of}", use, codes)]
+    )
 
 
 def _dashed(runs: Sequence[Run], drawn: Sequence[Line]) -> list[Line]:
@@ -83,18 +81,11 @@ def _dashed(runs: Sequence[Run], drawn: Sequence[Line]) -> list[Line]:
     return [line._replace(dashed=True, label="" if len(runs) > 1 else line.label) for line in drawn]
 
 
-def _published(runs: Sequence[Run], name: str, codes: int) -> list[Line]:
-    """The published curve, brought to these runs' steps and codes where they are not its own."""
-    exact, last = all(map(reference.is_published, runs)), last_step(runs)
-    width = 1 if exact else max(run.get("steps") or last for run in runs) / reference.STEPS
-    codes = codes or reference.CODES
-    height = codes / reference.CODES
-    if name == "loss":
-        height = math.log(codes) / math.log(reference.CODES)
-    points = [(x * width, y * height) for x, y in reference.mean(name) if x * width <= last]
-    label = "published" if exact else "published,\nsqueezed"
-    line = Line(label, points, SOFT, 3, alpha=0.5 if exact else 0.25, marked=False)
-    return [line] if len(points) > 1 else []
+def _published(runs: Sequence[Run], name: str) -> list[Line]:
+    """The published curve, where all runs are of its model."""
+    points = [(x, y) for x, y in reference.mean(name) if x <= last_step(runs)]
+    shown = len(points) > 1 and all(map(reference.is_published, runs))
+    return [Line("published", points, SOFT, 3, alpha=0.5, marked=False)] * shown
 
 
 def last_step(runs: Sequence[Run]) -> int:
@@ -108,20 +99,13 @@ def _stacked(runs: Sequence[Run], panels: Sequence[_Panel]) -> str:
         figure.subplots_adjust(left=0.1, right=0.8, top=0.94, bottom=0.11, hspace=0.24)
         every[0].set_xlim(0, last_step(runs))
         for axes, panel in zip(every, panels, strict=True):
-            if panel.collapsed:
-                axes.axhspan(0, panel.collapsed, color=BAD, alpha=0.15, lw=0)
-            bottom = None if panel.top is None else 0
-            lines(axes, panel.drawn, panel.title, limits=(bottom, panel.top))
+            lines(axes, panel.drawn, panel.title)
+            if panel.codes:
+                axes.axhspan(0, least_perplexity(panel.codes), color=BAD, alpha=0.15, lw=0)
+                axes.set_ylim(0, 1.03 * panel.codes)
         every[-1].set_xlabel("step")
 
-    told = "; ".join(f"{panel.title}: {_told(panel.drawn)}" for panel in panels)
-    return picture(*SIZE, f"over steps: {told}", draw)
-
-
-def _told(drawn: Sequence[Line]) -> str:
-    named = [line for line in drawn if line.label or len(drawn) == 1]
-    ends = [(line.label, [y for _, y in line.points if y is not None]) for line in named]
-    return ", ".join(f"{label} {y[0]:.4g} to {y[-1]:.4g}".strip() for label, y in ends if y)
+    return picture(*SIZE, f"over steps: {'; '.join(panel.title for panel in panels)}", draw)
 
 
 def quality(runs: Sequence[Run]) -> str:
@@ -149,7 +133,7 @@ def _best(runs: Sequence[Run], key: Key) -> Iterator[Line]:
     floor = next((y for run in runs if (y := run.of_mfcc(key.name)) is not None), None)
     if floor is not None:
         scale = 100 if describe(key.name).unit == "%" else 1
-        yield _level(runs, "MFCC", scale * floor, SOFT, 1.2)
+        yield _level(runs, "MFCC", scale * floor)
 
 
 def every_metric(runs: Sequence[Run]) -> str:
@@ -186,7 +170,7 @@ def _chart(runs: Sequence[Run], shown: Key, keys: Sequence[Key]) -> str:
         axes = figure.subplots()
         figure.subplots_adjust(left=0.17, right=0.88, top=0.93, bottom=0.11)
         axes.set_xlim(0, last_step(runs))
-        lines(axes, drawn, "", log=shown.name == "grad_norm")
+        lines(axes, drawn, "")
 
-    svg = picture(320, 190, f"{text}: {_told(drawn)}", draw)
+    svg = picture(320, 190, f"over steps: {text}", draw)
     return f"<figure><figcaption>{escape(text)}</figcaption>{svg}</figure>"

@@ -12,17 +12,12 @@ from statistics import fmean
 from spidr_jax.eval.metrics import parse_key
 from spidr_jax.report.runs import Run
 
-CODES, STEPS = 256, 400_000
-_MODEL = {
-    "model.codebook_size": CODES,
-    "model.encoder_num_layers": 12,
-    "model.num_codebooks": 8,
-}
+_MODEL = {"model.codebook_size": 256, "model.encoder_num_layers": 12, "model.num_codebooks": 8}
 
 
 def is_published(run: Run) -> bool:
     """Whether a run's model is that of the curve."""
-    return all(run.get(field) == value for field, value in _MODEL.items())
+    return all(run.config.get(field) == value for field, value in _MODEL.items())
 
 
 def mean(name: str) -> list[tuple[float, float]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spidr_jax.eval.metrics import METRICS, Key, key_text, parse_key
+from spidr_jax.train import config as config_lib
 from spidr_jax.train import metrics
 
 Point = tuple[float, float | None]  # None: a value that was not finite
@@ -19,9 +20,9 @@ class Run(NamedTuple):
         folder: its path.
         lines: those of metrics.jsonl, in the order of steps.
         keys: the metrics that have a finite value, by set, name (first the registered) and layer.
-        config: empty where there is none.
+        config: by names such as "model.codebook_size"; empty where there is none.
         saved_step: finished steps of the newest checkpoint.
-        saved: records beside its state, such as versions.
+        versions: versions of the software that wrote it, as "versions.jax".
         evaluated: the rows of the files of `spidr_jax.evaluate`, with file and step.
     """
 
@@ -31,7 +32,7 @@ class Run(NamedTuple):
     keys: list[Key]
     config: dict[str, Any]
     saved_step: int | None
-    saved: dict[str, Any]
+    versions: dict[str, Any]
     evaluated: list[dict[str, Any]]
 
     def series(self, name: str) -> list[Point]:
@@ -53,13 +54,6 @@ class Run(NamedTuple):
         rows = [row for row in self.evaluated if row.get("layer") == "MFCC"]
         kinds = {str(row.get("kind")): row.get(name) for row in rows}
         return next((y for kind in ("features", "kmeans") if (y := _finite(kinds.get(kind)))), None)
-
-    def get(self, field: str) -> Any:
-        """A field of the config such as "model.codebook_size", None where it is not known."""
-        value: Any = self.config
-        for part in field.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
 
 
 def _finite(value: Any) -> float | None:
@@ -93,11 +87,11 @@ def _read(folder: Path) -> Run:
     lines = metrics.read(files[0])
     names = {name for line in lines for name, y in line.items() if _finite(y) is not None}
     keys = sorted(map(parse_key, names - {"step"}), key=_order)
-    saved_step, saved, config = _newest(files[2])
+    saved_step, versions, config = _newest(files[2])
     if files[1].exists():
-        config = _read_json(files[1])
+        config = config_lib.flatten(_read_json(files[1]))
     evaluated = [row for path in sorted(folder.glob("evaluate*.json")) for row in _rows(path)]
-    return Run(folder.absolute().name, folder, lines, keys, config, saved_step, saved, evaluated)
+    return Run(folder.absolute().name, folder, lines, keys, config, saved_step, versions, evaluated)
 
 
 def _order(key: Key) -> tuple[str, int, str, int]:
@@ -106,14 +100,14 @@ def _order(key: Key) -> tuple[str, int, str, int]:
 
 
 def _newest(checkpoints: Path) -> tuple[int | None, dict[str, Any], dict[str, Any]]:
-    """Step, data position with versions, and config of the newest checkpoint."""
-    steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()]
-    if not steps:
-        return None, {}, {}
-    folder = checkpoints / str(max(steps))
-    files = [folder / name / "metadata" for name in ("data", "config")]
-    saved, config = (_read_json(path) if path.exists() else {} for path in files)
-    return max(steps), saved, config
+    """Step, versions and config of the newest checkpoint."""
+    step = max(
+        (int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()), default=None
+    )
+    files = [checkpoints / str(step) / name / "metadata" for name in ("data", "config")]
+    position, config = (_read_json(path) if path.exists() else {} for path in files)
+    versions = {"versions": position.get("versions") or {}}
+    return step, config_lib.flatten(versions), config_lib.flatten(config)
 
 
 def _read_json(path: Path) -> Any:

@@ -44,7 +44,7 @@ def probe(run: Run, layer: int | None = None) -> Probe:
         OSError, ImportError, audio.AudioError: something of it cannot be read.
         RuntimeError: the device has no room.
     """
-    spec = run.get("evaluation")
+    spec = run.config.get("evaluation")
     if not spec:
         raise ValueError('config.evaluation is empty: set it to "name:manifest:alignment"')
     if run.saved_step is None:
@@ -104,7 +104,4 @@ def draw_matrix(found: quality.PhoneUnitMatrix, width: float, height: float) -> 
         axes.tick_params(length=0)
         axes.grid(visible=False)
 
-    best, top = found.probability.argmax(axis=0), found.probability.max(axis=0)
-    pairs = zip(found.units, best, top, strict=True)
-    told = ", ".join(f"{unit} {found.phones[i]} {p:.2f}" for unit, i, p in pairs)
-    return picture(width, height, f"units with their most probable phone: {told}", draw)
+    return picture(width, height, f"p(phone | unit) of {phones} phones and {units} units", draw)

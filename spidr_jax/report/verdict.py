@@ -46,7 +46,7 @@ def verdict(run: Run) -> Verdict:
 
 def _collapse(run: Run) -> Verdict | None:
     """Of the codebooks whose targets or predictions share few codes."""
-    codes = run.get("model.codebook_size")
+    codes: int = run.config.get("model.codebook_size", 0)
     for name in ("target_ppl", "pred_ppl") if codes else ():
         values = run.layers("", name)
         low = [layer for layer, y in values.items() if y < least_perplexity(codes)]
@@ -63,7 +63,7 @@ def _collapse(run: Run) -> Verdict | None:
 
 
 def _trend(run: Run, losses: list[float]) -> Verdict:
-    codes = run.get("model.codebook_size")
+    codes = run.config.get("model.codebook_size")
     first, last = losses[0], fmean(losses[-3:])
     chance = math.log(codes) if codes else first
     used = [f"{words} {y:.3g}" for name, words in _USE.items() if (y := run.last(name))]

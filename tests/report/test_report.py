@@ -1,7 +1,6 @@
 """The report of a real run: what it shows equals what the run and its model give."""
 
 import re
-from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def test_a_run_s_own_report_shows_what_it_has_measured(trained: ConfigDict) -> N
     assert "step 6 of 6 · " in html
     assert ">dev</text>" in html
     assert "<figcaption>target perplexity, codes (dev)</figcaption>" in html
-    assert "over steps: PNMI, share of H(phone), tones: layer " in html
+    assert "over steps: PNMI, share of H(phone), tones" in html
     assert f"drawn by: python -m spidr_jax.report {trained.workdir}" in html
     assert f"<td>versions.jax</td><td>{jax.__version__}</td>" in html
 
@@ -73,10 +72,6 @@ def test_the_model_is_shown_on_its_evaluation_set(pairs: Any, asked: str) -> Non
         assert "".join(f"<td>{cell}</td>" for cell in row) in asked
     best = max((1, 2), key=lambda layer: measured[layer]["pnmi"])
     assert f"layer {best} after step 6 on 14 of the 14 utterances of tones" in asked
-    matrix = quality.proba_phone_code(*quality.count_matrix(pairs[best], 8))
-    tops = zip(matrix.units, matrix.probability.argmax(0), matrix.probability.max(0), strict=True)
-    (told,) = set(re.findall('units with their most probable phone: ([^"]*)', asked))
-    assert unescape(told) == ", ".join(f"{u} {matrix.phones[i]} {p:.2f}" for u, i, p in tops)
 
 
 def test_the_matrix_is_an_image_of_a_cell_for_each_phone_and_unit() -> None:

@@ -159,16 +159,15 @@ def test_the_published_curve_is_the_mean_over_codebooks() -> None:
     assert curve[0] == pytest.approx(math.log(256), abs=0.06)
 
 
-def test_the_published_curve_is_squeezed_beside_another_model(tmp_path: Path) -> None:
+def test_the_published_curve_is_drawn_beside_its_own_model_only(tmp_path: Path) -> None:
     run = written_runs.write(tmp_path / "run", lines=20)
-    assert ">published</text>" in drawn(run)
+    html = drawn(run)
+    assert ">published</text>" in html
+    assert "Grey: the published run on dev-clean." in html
     config = json.loads((run / "config.json").read_text())
     config["model"]["codebook_size"] = 64
     (run / "config.json").write_text(json.dumps(config))
-    html = drawn(run)
-    assert ">published</text>" not in html
-    assert ">squeezed</text>" in html
-    assert "a shape, not a target" in html
+    assert ">published<" not in drawn(run)
 
 
 # --- what a folder may lack, and what it may hold
