@@ -1,4 +1,4 @@
-"""How fast the data pipeline makes batches of files."""
+"""Speed of the data pipeline, from files to batches."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""How many utterances a device's memory holds, from what XLA's compiler plans; nothing runs.
+"""Utterances that a device's memory holds, from what XLA's compiler plans; nothing runs.
 
 A step's memory grows linearly with the rows of its batch: two compilations give the line. Sizes of
 devices are in GiB, as their makers' "GB" is.

@@ -1,4 +1,4 @@
-"""What the benchmarks of a training step measure: a config's step, on a batch of some shape."""
+"""The step that the benchmarks measure: a config's, on a batch of some shape."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Setup(NamedTuple):
 
     @property
     def step_config(self) -> StepConfig:
-        """What the step computes."""
+        """Config of the step."""
         return self.config.step_config()
 
     @property

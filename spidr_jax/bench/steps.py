@@ -1,4 +1,4 @@
-"""How fast a training step is on one device, and what else that costs: compilation and memory.
+"""Time of a training step on one device, of its compilation, and its memory.
 
 The step is the one that training runs, with its state donated, on noise that lies on the device.
 """

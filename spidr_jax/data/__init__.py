@@ -1,1 +1,1 @@
-"""From any folder of audio to a fed accelerator."""
+"""From any folder of audio to batches on the device."""

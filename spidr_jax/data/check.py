@@ -21,7 +21,7 @@ class _Finding(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What `check_manifest` found.
+    """Result of `check_manifest`.
 
     Attributes:
         lines: statistics to print.

@@ -234,7 +234,7 @@ def _compile(path: str, folder: Path) -> None:
     for chunk in tables.read_table(path):
         columns.append(chunk)
     if not columns.names:
-        raise ValueError(f"{path}: holds no utterance; write it anew from the folder of audio")
+        raise ValueError(f"{path}: holds no utterance; write it again from the folder of audio")
     _check_unique(path, _Texts(folder, "fileid"), np.frombuffer(columns.hashes, np.int64))
     meta = {
         "columns": columns.names,

@@ -1,4 +1,4 @@
-"""Many files through a few threads, in order, with a progress bar."""
+"""Read many files by a few threads, in order, with a progress bar."""
 
 import os
 from collections import deque

@@ -177,7 +177,7 @@ def make_plan(
     """Plan the batches of a run over one or several weighted sources.
 
     An utterance is cropped to the next shorter bucket. What fills no batch of it goes to the next
-    shorter one; what is over in the shortest is dropped for that epoch.
+    shorter one; what fills no batch of the shortest is dropped for that epoch.
 
     Args:
         sources: corpora with names and weights.

@@ -137,7 +137,7 @@ def inside(name: str) -> str:
 
 
 def unique_ids(names: Sequence[str]) -> list[str]:
-    """Give each file its stem as id, or where stems repeat the shortest path that tells all."""
+    """Give each file its stem as id, or where stems repeat the shortest path that is unique."""
     whole = list(names)
     for ids in (
         [os.path.splitext(os.path.basename(n))[0] for n in names],

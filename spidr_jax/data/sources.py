@@ -30,7 +30,7 @@ def parse_named(text: str, field: str, form: str) -> dict[str, str]:
         form: form of an entry, for messages.
 
     Raises:
-        ValueError: an entry is malformed, or a name stands twice.
+        ValueError: an entry is malformed, or a name is given twice.
     """
     found: dict[str, str] = {}
     for entry in filter(None, re.split(r"\s*,\s*(?=[\w-]+:|$)", text.strip())):
@@ -38,7 +38,7 @@ def parse_named(text: str, field: str, form: str) -> dict[str, str]:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or not value:
             raise ValueError(f"config.{field}: {entry!r} is not {form}")
         if name in found:
-            raise ValueError(f"config.{field}: the name {name!r} stands twice")
+            raise ValueError(f"config.{field}: the name {name!r} is given twice")
         found[name] = value
     return found
 

@@ -1,4 +1,4 @@
-"""Items of an ABX task: phones of files, and the frames that are theirs.
+"""Items of an ABX task: phones of files, and their frames.
 
 n items, F frames of all files one after another.
 """

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 
 class Metric(NamedTuple):
-    """What a number is.
+    """Label, unit and direction of a metric.
 
     Attributes:
         label: name in tables and charts.
@@ -57,7 +57,7 @@ _LAYER = re.compile("[0-9]+|MFCC")
 
 
 class Key(NamedTuple):
-    """Which metric of what.
+    """Name of a metric with its set and layer.
 
     Attributes:
         set: name of the validation or evaluation set, "" for training.
@@ -81,7 +81,7 @@ def key_text(key: Key) -> str:
 
 
 def parse_key(text: str) -> Key:
-    """What `key_text` wrote."""
+    """Read what `key_text` wrote."""
     parts = text.split("/")
     last = parts.pop() if len(parts) > 1 and _LAYER.fullmatch(parts[-1]) else None
     layer = int(last) if last is not None and last.isdigit() else last

@@ -1,4 +1,4 @@
-"""MFCC and their deltas at 50 Hz: what speech features are compared with."""
+"""MFCC and their deltas at 50 Hz: the baseline of speech features."""
 
 import numpy as np
 from numpy.typing import NDArray

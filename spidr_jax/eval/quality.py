@@ -1,4 +1,4 @@
-"""How well discrete units match phones.
+"""Quality of discrete units: how well they match phones.
 
 The measures of the field (HuBERT: Hsu et al. 2021, section IV-D) as the reference package computes
 them, but that a phone and a unit that never meet contribute nothing, where it adds 1e-10 to their
@@ -55,7 +55,7 @@ class PhoneUnitMatrix(NamedTuple):
 def count_matrix(
     pairs: Pairs, num_units: int, units_per_second: float = FRAMES_PER_SECOND
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Count how often each phone meets each unit.
+    """Count the frames of each phone and unit.
 
     Args:
         pairs: for each file its phones, one every 10 ms, and its units, which each count as often
@@ -185,7 +185,7 @@ UNIT_METRICS: dict[str, Callable[[AlignedUnits], float]] = {
 
 
 def proba_phone_code(counts: NDArray[np.int64], phones: Sequence[str]) -> PhoneUnitMatrix:
-    """Lay out p(phone | unit) of the units that occur, so that it can be looked at.
+    """Order p(phone | unit) of the units that occur as a diagonal.
 
     Args:
         counts: [P, V], and

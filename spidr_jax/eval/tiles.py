@@ -22,7 +22,7 @@ _Index = NDArray[np.int64]
 
 
 class _Limits(NamedTuple):
-    """What a batch holds at most (on a CPU, what its caches hold), and what a compilation costs.
+    """Limits of a batch (on a CPU, those of its caches), and the cost of a compilation.
 
     Attributes:
         pairs: number of pairs of sequences.

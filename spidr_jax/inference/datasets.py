@@ -1,4 +1,4 @@
-"""The corpora that layers are measured on, each with what is known of its utterances."""
+"""Evaluation sets: corpora with phone alignments and ABX items."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from spidr_jax.eval.items import Items, read_items
 
 
 class EvaluationSet(NamedTuple):
-    """A named corpus with what is known of its utterances.
+    """A named corpus with phones, ABX items or both.
 
     Attributes:
         name: name in logs.

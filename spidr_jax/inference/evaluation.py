@@ -1,4 +1,4 @@
-"""Unit metrics and ABX of a run's weights: what pretraining evaluates at a cadence."""
+"""Unit metrics and ABX of a run's weights, which pretraining computes at a cadence."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

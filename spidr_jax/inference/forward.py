@@ -1,4 +1,4 @@
-"""What a trained student says of audio: features, codebook probabilities, units.
+"""Forward passes of a trained student: features, codebook probabilities, units.
 
 B batch, S samples, T frames, D model width, V codes per codebook, n layers asked for.
 """

@@ -1,4 +1,4 @@
-"""The files of an extraction: units as JSON lines, arrays one a file; both can be gone on with.
+"""The files of an extraction: units as JSON lines, arrays one a file; both can be resumed.
 
 T frames, n layers.
 """
@@ -32,7 +32,7 @@ class Outputs(Protocol):
 
 
 def settle(folder: Path, settings: dict[str, Any], force: bool) -> None:
-    """Note what an extraction is made with, so that no other one goes on with it.
+    """Record the settings of an extraction, and refuse to resume one with others.
 
     Raises:
         FileExistsError: the folder holds an extraction with other settings.

@@ -27,7 +27,7 @@ class CodebookState(NamedTuple):
 
 
 class CodeStatistics(NamedTuple):
-    """What a batch tells of each code, for `update`; those of a batch's parts add up."""
+    """Statistics of a batch for `update`, by code; those of a batch's parts add up."""
 
     sums: Array  # float32 [K, V, D], of the frames assigned to it
     counts: Array  # float32 [K, V], of these frames
@@ -36,7 +36,7 @@ class CodeStatistics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CodebookConfig:
-    """How codebooks follow the teacher.
+    """Assignment and update of the codebooks.
 
     Raises:
         ValueError: a value is not usable; the message names field, value and what is allowed.
@@ -103,7 +103,7 @@ def _nearest(
 
 
 def statistics(targets: jax.Array, assignments: jax.Array, lots: jax.Array) -> CodeStatistics:
-    """What the batch tells of each code.
+    """Compute the statistics of a batch by code.
 
     Args:
         targets: float32 [K, N, D].

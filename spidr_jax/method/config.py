@@ -18,7 +18,7 @@ _SHORTEST = 2_640  # samples of a crop
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What a run trains on, and how it is cut into batches."""
+    """Training data, and how they are cut into batches."""
 
     manifest: str | None = free(None)
     sources: str = free("")  # name:manifest:weight,... instead of one manifest
@@ -59,7 +59,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig:
-    """What saves memory for time, with equal results."""
+    """Options that save memory for time, with equal results."""
 
     accumulate: int = 1  # parts of a batch, one after the other; less rows at a time
     remat: bool = False  # compute layers again in the backward pass
@@ -96,7 +96,7 @@ class Config(RunConfig):
         check_fields(self, [("freeze_step", is_integer(self.freeze_step, 0), "an integer from 0")])
 
     def step_config(self) -> StepConfig:
-        """What a training step computes."""
+        """The sections that a training step needs."""
         return StepConfig(
             model=self.model,
             masking=self.masking,

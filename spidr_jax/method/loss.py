@@ -21,7 +21,7 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What the student is trained to do.
+    """Choice of the loss.
 
     Raises:
         ValueError: a value is not usable; the message names field, value and what is allowed.

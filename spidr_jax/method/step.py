@@ -28,7 +28,7 @@ Batch = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """All that training changes; arrays only."""
+    """State of a training run: arrays only."""
 
     step: jax.Array  # int32, finished steps
     skipped: jax.Array  # int32, those of them whose update was not finite and did not happen
@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What a training step computes."""
+    """Config of a training step."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)

@@ -19,12 +19,12 @@ Tree = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
-    """When and how fast the teacher follows the student.
+    """EMA schedule of the teacher.
 
     Attributes:
         schedule: name in SCHEDULES: "exponential" (SpidR) or "linear" (DinoSR).
         decay: one minus the EMA rate, before the first step.
-        timescale: steps in which the exponential rate falls to 1 / e.
+        timescale: steps after which the exponential rate is 1 / e of its first value.
         threshold: exponential rate at or below which the teacher stands still.
         final_decay: decay of the linear schedule from `final_step` on.
         final_step: last step of its rise.

@@ -87,7 +87,7 @@ class ConvLayerBlock(nn.Module):
 
 
 class Frontend(nn.Module):
-    """What a front end is built from, and what it says of its frames."""
+    """Base class of front ends."""
 
     config: ModelConfig
     dtype: Any

@@ -122,7 +122,7 @@ def mask_feats(
     mask: jax.Array,
     noise: Noise | None = None,
 ) -> jax.Array:
-    """What the student reads: features [B, T, D] after the projection's dropout, masked.
+    """Mask the student's input: features [B, T, D] after the projection's dropout, masked.
 
     Args:
         nets: the modules.

@@ -1,4 +1,4 @@
-"""What is random in one pass through the encoder, by the names of the sites that use it.
+"""Random draws of one pass through the encoder, by the names of the sites that use them.
 
 A mask depends on its row's seeds, its site's name and the place in the row alone: it is the same
 on any number of devices, in a layer that is computed again, and in the backward pass. B rows,
@@ -15,7 +15,7 @@ from spidr_jax.ops.dropout import mix
 
 
 class Noise(NamedTuple):
-    """All that is random in one pass through the encoder."""
+    """Random draws of one pass through the encoder."""
 
     seeds: jax.Array  # uint32 [B, 2], from which `at` makes those of each site that drops
     layer_keep: jax.Array  # bool [L], false where layer drop leaves a layer out

@@ -1,4 +1,4 @@
-"""Draw runs; runnable.
+"""Draw the page of one or several runs; runnable.
 
     python -m spidr_jax.report RUN [RUN ...] [--out report.html] [--no-model] [--layer N]
         [--register FILE.py]

@@ -1,4 +1,4 @@
-"""The page put together and written."""
+"""The report's page: its parts, and writing it."""
 
 import importlib.resources
 import json

@@ -1,4 +1,4 @@
-"""What the page shows over steps: learning, unit quality, and every metric."""
+"""Pictures over steps: learning, unit quality, and every metric."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What lies in a run's folder: metrics, config, versions and evaluations."""
+"""Contents of a run's folder: metrics, config, versions and evaluations."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Point = tuple[float, float | None]  # None: a value that was not finite
 
 
 class Run(NamedTuple):
-    """A run as far as its folder tells of it.
+    """A run as its folder records it.
 
     Attributes:
         name: name of the folder.
@@ -63,7 +63,7 @@ def _finite(value: Any) -> float | None:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read runs; those whose folders have the same name are told apart by their paths.
+    """Read runs; those whose folders have the same name are named by their paths.
 
     Raises:
         FileNotFoundError: there is no such folder, or nothing of a run in it.

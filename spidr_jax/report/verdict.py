@@ -83,7 +83,9 @@ def _lately(losses: list[float]) -> str:
     if not size:
         return ""
     change = fmean(losses[-size:]) / fmean(losses[-2 * size : -size]) - 1
-    return " and still falls" if change < -0.005 else ", now rising" if change > 0.01 else ""
+    return (
+        " and still decreases" if change < -0.005 else ", now increasing" if change > 0.01 else ""
+    )
 
 
 def _quality(run: Run) -> str:

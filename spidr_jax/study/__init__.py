@@ -1,1 +1,1 @@
-"""One config under several values and seeds, compared: what an ablation needs."""
+"""Sweeps: one config under several values and seeds, compared."""

@@ -1,4 +1,4 @@
-"""What a study runs: one config, under several values of some fields, with several seeds."""
+"""Plan of a study: one config, under several values of some fields, with several seeds."""
 
 import itertools
 import re
@@ -39,7 +39,7 @@ class PlannedRun(NamedTuple):
 
 
 class Study(NamedTuple):
-    """A study.
+    """Config, varied fields, seeds and runs of a study.
 
     Attributes:
         config: the resolved config without what is varied, as JSON holds it.

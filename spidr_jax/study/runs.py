@@ -1,4 +1,4 @@
-"""How far the runs of a study are, by their files."""
+"""Status of the runs of a study, from their files."""
 
 import statistics
 from pathlib import Path
@@ -11,7 +11,7 @@ SPEED = "audio_seconds_per_second"
 
 
 class Outcome(NamedTuple):
-    """What a run of a study has come to.
+    """Status and last metrics of a run.
 
     Attributes:
         status: "finished", "not started", or where it stands.

@@ -1,4 +1,4 @@
-"""Making the embedded corpus: who says what, the processes that say it, and the text files.
+"""Make the embedded corpus: the utterances of each speaker, their synthesis, and the tables.
 
 Each of the splits `train`, `dev-seen` and `dev-unseen` holds
 

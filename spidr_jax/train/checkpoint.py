@@ -109,7 +109,7 @@ class Checkpoints:
         """Save the state after `step` finished steps, if it is not; returns before it is written.
 
         Raises:
-            OSError: there is no room for it. What happens in the background, `wait` tells.
+            OSError: there is no room for it. `wait` raises what happens in the background.
         """
         if step == self._manager.latest_step():
             return

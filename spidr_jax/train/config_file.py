@@ -18,7 +18,7 @@ def parse_fields(texts: Sequence[str], option: str) -> dict[str, str]:
         option: command-line option that they come from.
 
     Raises:
-        ValueError: one is something else, or a field stands twice.
+        ValueError: one is something else, or a field is given twice.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -26,7 +26,7 @@ def parse_fields(texts: Sequence[str], option: str) -> dict[str, str]:
         if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", field) or not equals:
             raise ValueError(f"{option} {text}: allowed is FIELD=VALUE, as codebook.decay=0.9")
         if field in found:
-            raise ValueError(f"{option} {text}: the field stands twice")
+            raise ValueError(f"{option} {text}: the field is given twice")
         found[field] = value
     return found
 

@@ -1,4 +1,4 @@
-"""What a run tells its user while it trains."""
+"""Lines on the terminal while a run trains."""
 
 import datetime
 import time

@@ -20,7 +20,7 @@ MAX_SECONDS = 3600  # that the other processes wait for the one that evaluates
 
 
 class Evaluations:
-    """What a run evaluates of its weights, and when."""
+    """The evaluations of a run and their cadence."""
 
     def __init__(self, task: Task, config: RunConfig, mesh: Mesh) -> None:
         """Compute nothing yet."""

@@ -30,7 +30,7 @@ _AHEAD = 1_000  # steps before a phase at which its programs are begun
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What stays the same while a task trains."""
+    """The parts of a run that stay the same while it trains."""
 
     task: Task
     config: RunConfig

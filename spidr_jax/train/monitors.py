@@ -1,4 +1,4 @@
-"""Updates that were not finite, which go wrong without an error."""
+"""Reports of updates that were skipped because they were not finite."""
 
 from collections.abc import Callable
 from typing import Any

@@ -100,7 +100,7 @@ def use_cache(folder: str) -> None:
         if not os.access(path, os.W_OK):
             raise PermissionError(f"{path} cannot be written")
     except OSError as error:
-        distributed.print0(f"warning: config.compilation_cache: {error}; every start compiles anew")
+        distributed.print0(f"warning: config.compilation_cache: {error}; all starts compile")
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     compilation_cache.reset_cache()  # something compiled before would have decided for none

@@ -55,9 +55,9 @@ def _saved_under(checkpoints: Checkpoints, step: int) -> int | None:
 
 
 def check_unstarted(folder: Path, every: int) -> None:
-    """Refuse to begin anew where a run's checkpoints have been lost.
+    """Refuse a new start where a run's checkpoints have been lost.
 
-    A run that was killed before its first checkpoint, the one in work included, may begin anew.
+    A run that was killed before its first checkpoint, the one in work included, may start again.
 
     Raises:
         ValueError: the metrics go on for longer than that.
@@ -66,7 +66,7 @@ def check_unstarted(folder: Path, every: int) -> None:
     if lines and lines[-1]["step"] > 2 * every:
         raise ValueError(
             f"{folder} holds no checkpoint, but metrics up to step {lines[-1]['step']}: bring "
-            "its checkpoints back, or --config.resume_step=0 starts anew"
+            "its checkpoints back, or --config.resume_step=0 starts again"
         )
 
 

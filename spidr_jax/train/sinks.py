@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl always, TensorBoard and Weights & Biases by flag.
+"""Destinations of a run's metrics: metrics.jsonl always, TensorBoard and Weights & Biases by flag.
 
 metrics.jsonl is the record, the others are for looking on.
 """
@@ -20,7 +20,7 @@ _EXTRAS = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
 class Sink(Protocol):
-    """One place where values go."""
+    """A destination of metrics."""
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Log values after `step` finished steps; a step's may come in several goes."""

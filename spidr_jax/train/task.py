@@ -1,4 +1,4 @@
-"""What a run trains: all that the loop asks for and does not know itself."""
+"""The interface of what a run trains: all that the loop asks for and does not know itself."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ EvalFn = Callable[[State, Batch, jax.Array], Metrics]
 
 
 class Evaluation(NamedTuple):
-    """Something measured of a model at a cadence, by the first process alone.
+    """A measurement of the weights at a cadence, by the first process alone.
 
     Attributes:
         name: set of its metrics.
@@ -34,7 +34,7 @@ class Evaluation(NamedTuple):
 
 
 class Task:
-    """What a run trains. Nothing is opened or computed before `open`; arrays' work is pure.
+    """Base class of tasks. Nothing is opened or computed before `open`; work on arrays is pure.
 
     Attributes:
         phase_starts: steps from which another program and another structure of the state hold.

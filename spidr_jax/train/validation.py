@@ -1,4 +1,4 @@
-"""Validation of a run: what training measures, on held-out data, with the same masks every time.
+"""Validation of a run: training's metrics on held-out data, with the same masks every time.
 
 Keys are functions of a batch's number and a constant seed: of no seed of the run nor of a step.
 """
@@ -22,7 +22,7 @@ _SEED = 0
 
 
 class Validation:
-    """What a run measures on held-out data, and when."""
+    """The validation sets of a run and their cadence."""
 
     def __init__(self, task: Task, config: RunConfig, mesh: Mesh) -> None:
         """Compute nothing yet.

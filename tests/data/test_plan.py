@@ -292,7 +292,7 @@ def test_parse_sources():
         ("en:a.csv:x", "en:a.csv:x is not .* with a weight above 0"),
         ("en:a.csv:0", "en:a.csv:0 is not .* with a weight above 0"),
         ("en:a.csv:nan", "en:a.csv:nan is not .* with a weight above 0"),
-        ("en:a.csv:1,en:b.csv:1", "the name 'en' stands twice"),
+        ("en:a.csv:1,en:b.csv:1", "the name 'en' is given twice"),
         (" , ", "holds no entry"),
     ],
 )

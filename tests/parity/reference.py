@@ -145,7 +145,7 @@ def train_reference(
     made: tuple[Any, Any, Any] | None = None,
     start: int = 0,
 ) -> list[dict[str, float]]:
-    """Train the reference model in place, in the order of spec section 3; metrics per step.
+    """Train the reference model in place, by the reference's own modules; metrics per step.
 
     `made` by `make_optimizer`, to go on after `start` finished steps.
     """
@@ -214,7 +214,7 @@ def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
 def check_tensors(
     ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], before: dict[str, np.ndarray]
 ) -> None:
-    """Spec section 8: 1e-5, and 1e-4 for vectors that are zero before the first step."""
+    """Check tensors: 1e-5, and 1e-4 for vectors that are zero before the first step."""
     assert ours.keys() == theirs.keys()
     errors = {name: relative(ours[name], theirs[name]) for name in theirs}
     limits = {name: 1e-5 if np.any(before[name]) else 1e-4 for name in theirs}
@@ -225,7 +225,7 @@ def check_tensors(
 
 
 def check_metrics(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
-    """Spec section 8: loss, gradient norm, perplexities 1e-6 relative; rate and decay as close."""
+    """Check metrics: loss, gradient norm, perplexities 1e-6 relative; rate and decay as close."""
     assert len(ours) == len(theirs)
     errors = {
         f"{name} at step {step}": abs(mine[name] - value) / abs(value)

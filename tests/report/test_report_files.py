@@ -60,7 +60,7 @@ def learning(i: int) -> dict[str, Any]:
         (
             lambda i: {"skipped": 3},
             "good",
-            "Learning: loss fell from 5.4 to 3.6 nats and still falls; of 256 codes: target "
+            "Learning: loss fell from 5.4 to 3.6 nats and still decreases; of 256 codes: target "
             "perplexity 170, prediction perplexity 160, active 201; 3 updates were not finite and "
             "were left out.",
         ),
@@ -82,7 +82,11 @@ def learning(i: int) -> dict[str, Any]:
         ),
         (lambda i: {"loss": math.log(256)}, "unsure", "Not learning yet: the loss, 5.55 nats, is"),
         (lambda i: {"loss": 2.0 + i}, "unsure", "Not learning yet"),
-        (lambda i: {"loss": abs(i - 15) / 10 + 1}, "good", "2.4 to 1.4 nats, now rising; of 256"),
+        (
+            lambda i: {"loss": abs(i - 15) / 10 + 1},
+            "good",
+            "2.4 to 1.4 nats, now increasing; of 256",
+        ),
     ],
 )
 def test_the_first_sentence_says_whether_it_learns(

@@ -79,7 +79,7 @@ def test_values_that_cannot_be_told_apart_are_refused(text: str) -> None:
         (["--vary", "codebook.decay"], "--vary codebook.decay: allowed is FIELD=VALUE"),
         (["--vary", "codebook.decay="], "'': allowed are values with commas between"),
         (["--set", "=3"], "--set =3: allowed is FIELD=VALUE"),
-        (["--vary", "steps=1", "--vary", "steps=2"], "--vary steps=2: the field stands twice"),
+        (["--vary", "steps=1", "--vary", "steps=2"], "--vary steps=2: the field is given twice"),
         (["--vary", "steps=1", "--set", "steps=2"], "--set steps: --vary says it"),
         (["--vary", "seed=1,2"], "--vary seed=1,2: --seeds says it"),
         (["--set", "workdir=x"], "--set workdir=x: --out says it"),

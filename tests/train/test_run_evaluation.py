@@ -56,7 +56,7 @@ def test_specs_may_leave_out_phones_or_items() -> None:
     found = [tuple(spec) for spec in parse_sets("a:m:al, b:m:al:it,c:m::it,")]
     expected = [("a", "m", "al", None), ("b", "m", "al", "it"), ("c", "m", None, "it")]
     assert found == expected
-    with pytest.raises(ValueError, match="the name 'a' stands twice"):
+    with pytest.raises(ValueError, match="the name 'a' is given twice"):
         parse_sets("a:m:al,a:n:al")
 
 

@@ -85,7 +85,7 @@ def test_bad_specs_are_refused(text: str, message: str) -> None:
 
 
 def test_a_name_stands_once(manifests: tuple[Path, Path]) -> None:
-    with pytest.raises(ValueError, match="the name 'dev' stands twice"):
+    with pytest.raises(ValueError, match="the name 'dev' is given twice"):
         open_sets(f"dev:{manifests[0]},dev:{manifests[1]}", **LIMITS)
 
 
