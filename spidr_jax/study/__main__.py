@@ -33,8 +33,6 @@ from spidr_jax.study.runs import outcome
 from spidr_jax.train import config as config_lib
 from spidr_jax.weights import register
 
-_FREE = ("evaluation", "evaluation_every", "evaluation_share")  # what is missing is measured later
-
 
 def read(out: Path) -> Study | None:
     """The study of a folder, None where there is none.
@@ -47,7 +45,7 @@ def read(out: Path) -> Study | None:
         return None
     try:
         found = json.loads(path.read_text())
-        runs = [PlannedRun(**run) for run in found["runs"]]
+        runs = [PlannedRun(*(run[name] for name in PlannedRun._fields)) for run in found["runs"]]
         return Study(found["config"], found["vary"], found["seeds"], runs)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: is damaged: {error!r}") from None
@@ -80,7 +78,7 @@ def check_same(out: Path, study: Study) -> None:
         if any(out.iterdir()):
             raise ValueError(f"--out {out}: is not empty and holds no study; choose another one")
         return
-    differing = config_lib.differences(known.config, study.config, _FREE)
+    differing = config_lib.differences(known.config, study.config)
     for name in ("vary", "seeds"):
         old, new = getattr(known, name), getattr(study, name)
         if old != new:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from spidr_jax.eval.metrics import Key, key_text
 from spidr_jax.inference.datasets import parse_sets
 from spidr_jax.method.config import Config
 from spidr_jax.pretraining import check_manifest
@@ -15,7 +14,6 @@ from spidr_jax.train import config_file
 
 _OWN = {"workdir": "--out says it", "seed": "--seeds says it"}
 _LONGEST = 100  # characters of a folder's name
-_BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
 
 class PlannedRun(NamedTuple):
@@ -26,7 +24,6 @@ class PlannedRun(NamedTuple):
         setting: the varied fields' values, as written.
         seed: value of `config.seed`.
         steps: number of steps after which it ends.
-        measured: metrics that its last line holds.
         command: command that runs it.
     """
 
@@ -34,7 +31,6 @@ class PlannedRun(NamedTuple):
     setting: dict[str, str]
     seed: int
     steps: int
-    measured: list[str]
     command: list[str]
 
 
@@ -74,38 +70,25 @@ def plan(
         raise ValueError(f"--seeds {seeds}: allowed is an integer from 1")
     if twice := sorted(vary.keys() & fixed.keys()):
         raise ValueError(f"--set {twice[0]}: --vary says it")
-    base = resolve(file, {**fixed, **{field: values[0] for field, values in vary.items()}})
-    numbers = [base.seed + i for i in range(seeds)]
-    settings = _settings(file, vary, fixed)
-    folders = [_folder(setting) for setting, _ in settings]
+    settings = [
+        dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())
+    ]
+    configs = [resolve(file, {**fixed, **setting}) for setting in settings]
+    numbers = [configs[0].seed + i for i in range(seeds)]
+    folders = [_folder(setting) for setting in settings]
     runs = []
-    for index, ((setting, config), folder) in enumerate(zip(settings, folders, strict=True)):
+    for index, (setting, config, folder) in enumerate(zip(settings, configs, folders, strict=True)):
         if len(folder) > _LONGEST or folder in folders[:index]:
             folder = f"setting{index}"
         for seed in numbers:
             name = f"{folder}{',' * bool(folder)}seed={seed}"
             chosen = {**fixed, **setting, "seed": str(seed), "workdir": f"{out}/{name}"}
             command = [sys.executable, "-m", "spidr_jax.main", *config_file.as_flags(file, chosen)]
-            runs.append(PlannedRun(name, setting, seed, config.steps, _measured(config), command))
-    kept = config_lib.flatten(config_lib.to_json(base))
+            runs.append(PlannedRun(name, setting, seed, config.steps, command))
+    kept = config_lib.flatten(config_lib.to_json(configs[0]))
     for field in ("workdir", *vary):
         del kept[field]
     return Study(kept, dict(vary), numbers, runs)
-
-
-def _settings(
-    file: str, vary: Mapping[str, list[str]], fixed: Mapping[str, str]
-) -> list[tuple[dict[str, str], Config]]:
-    """Every combination of the values, with its config."""
-    found: list[tuple[dict[str, str], Config]] = []
-    for values in itertools.product(*vary.values()):
-        setting = dict(zip(vary, values, strict=True))
-        config = resolve(file, {**fixed, **setting})
-        for other, known in found:
-            if known == config:
-                raise ValueError(f"--vary: {_label(setting)} is the same as {_label(other)}")
-        found.append((setting, config))
-    return found
 
 
 def resolve(file: str, values: Mapping[str, str]) -> Config:
@@ -140,36 +123,24 @@ def split(text: str) -> list[str]:
     Raises:
         ValueError: a bracket or a quote is not closed, or a value is empty.
     """
-    parts, depth, least, quote = [""], 0, 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
+    values: list[str] = []
+    for part in text.split(","):
+        if values and not _is_whole(values[-1]):
+            values[-1] += f",{part}"
         else:
-            depth += _BRACKETS.get(character, 0)
-            least = min(least, depth)
-        if character == "," and not depth and not quote:
-            parts.append("")
-        else:
-            parts[-1] += character
-    if depth or least or quote or not all(parts):
+            values.append(part)
+    if not (all(values) and _is_whole(values[-1])):
         raise ValueError(f"{text!r}: allowed are values with commas between, as 0.9,0.99")
-    return [part[1:-1] if part[0] == part[-1] and part[0] in "'\"" else part for part in parts]
+    return [value[1:-1] if value[0] in "'\"" else value for value in values]
 
 
-def _label(setting: Mapping[str, str]) -> str:
-    return ", ".join(f"{field}={value}" for field, value in setting.items())
+def _is_whole(value: str) -> bool:
+    """Whether quotes and brackets are closed."""
+    if value.startswith(("'", '"')):
+        return len(value) > 1 and value[-1] == value[0]
+    return sum(map(value.count, "([{")) == sum(map(value.count, ")]}"))
 
 
 def _folder(setting: Mapping[str, str]) -> str:
-    return re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", _label(setting).replace(", ", ","))
-
-
-def _measured(config: Config) -> list[str]:
-    """A metric of each evaluation set."""
-    layer = config.model.encoder_num_layers
-    return [
-        key_text(Key(each.name, layer, "pnmi" if each.alignment else "abx_across"))
-        for each in parse_sets(config.evaluation)
-    ]
+    label = ",".join(f"{field}={value}" for field, value in setting.items())
+    return re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", label)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from spidr_jax.eval.metrics import describe, key_text, parse_key
+from spidr_jax.eval.metrics import Key, describe, key_text, parse_key
 from spidr_jax.eval.results import aligned
 from spidr_jax.study.plan import PlannedRun
 from spidr_jax.study.runs import SPEED, Outcome
@@ -68,17 +68,17 @@ def _spread(values: Sequence[float]) -> Spread:
 
 def _best(metrics: Mapping[str, Spread]) -> dict[str, int]:
     """The best layer of what an evaluation measures of each layer."""
-    best: dict[str, int] = {}
+    means: dict[Key, dict[int, float]] = {}
     for name, found in metrics.items():
         key = parse_key(name)
-        whole = key_text(key._replace(layer=None))
+        if key.set and isinstance(key.layer, int):
+            means.setdefault(key._replace(layer=None), {})[key.layer] = found.mean
+    best = {}
+    for key, layers in means.items():
         direction = describe(key.name).direction
-        if whole in metrics or not (key.set and direction and isinstance(key.layer, int)):
-            continue
-        known = metrics[_of_layer(whole, best[whole])] if whole in best else None
-        sign = -1 if direction == "lower" else 1
-        if known is None or sign * found.mean > sign * known.mean:
-            best[whole] = key.layer
+        if direction and key_text(key) not in metrics:
+            choose = min if direction == "lower" else max
+            best[key_text(key)] = choose(layers, key=layers.__getitem__)
     return best
 
 

@@ -67,7 +67,7 @@ def test_commas_in_brackets_and_quotes_do_not_split(text: str, values: list[str]
     assert split(text) == values
 
 
-@pytest.mark.parametrize("text", ["", "1,", ",1", "1,,2", "(1,2", "1),(2", "'a,b"])
+@pytest.mark.parametrize("text", ["", "1,", ",1", "1,,2", "(1,2", "1),2", "'a,b"])
 def test_values_that_cannot_be_told_apart_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="allowed are values with commas between"):
         split(text)
@@ -88,7 +88,6 @@ def test_values_that_cannot_be_told_apart_are_refused(text: str) -> None:
         (["--vary", "codebook.decay=0.5,x"], "could not convert string to float: 'x'"),
         (["--vary", "steps=10,-1"], "config.steps = -1: allowed is an integer from 1"),
         (["--vary", "evaluation='','a:b'"], "config.evaluation: 'a:b' is not name:manifest"),
-        (["--vary", "codebook.decay=0.5,0.50"], "codebook.decay=0.50 is the same as codebook.de"),
         (["--set", "data.manifest=no.csv"], "config.data.manifest = 'no.csv': there is no such"),
     ],
 )
@@ -111,7 +110,7 @@ def test_every_combination_runs_with_every_seed(file: str) -> None:
     assert len({run.name for run in found.runs}) == 8
     run = found.runs[3]
     assert run.setting == {"codebook.decay": "0.5", "optimizer.betas": "(0.9,0.99)"}
-    assert (run.seed, run.steps, run.measured) == (4, 7, ["tones/pnmi/2"])
+    assert (run.seed, run.steps) == (4, 7)
     assert run.name == "codebook.decay=0.5,optimizer.betas=_0.9,0.99_,seed=4"
     flags = [flag.removeprefix("--config.").split("=", 1) for flag in run.command[4:]]
     config = resolve(file, {field: text for field, text in flags})
@@ -214,7 +213,6 @@ def test_a_run_is_finished_when_nothing_of_it_is_missing(file: str, tmp_path: Pa
     write_run(folder, [line(299, 1.0, 1.0), line(300, 1.0, 1.0)], 200)
     assert outcome(tmp_path, run).status == "after step 300 of 300"  # its end is not saved
     (folder / "checkpoints" / "300").mkdir()
-    assert outcome(tmp_path, run).status == "ended without tones/pnmi/2"
     more = [line(300, 1.0, 1.0, **{"tones/pnmi/2": 0.5}), line(400, 1.0, 7.0)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in more))
     found = outcome(tmp_path, run)  # somebody has trained longer: the study's step counts
@@ -245,10 +243,6 @@ def test_another_study_in_the_folder_is_refused(file: str, tmp_path: Path, capsy
         error = capsys.readouterr().err
         assert f"error: --out {out} holds another study: " in error
         assert message in error
-    assert study.main([*same, "--vary", "codebook.decay=0.5,0.9", "--set", "evaluation=a:b:c"]) == 0
-    found = study.read(out)
-    assert found is not None
-    assert found.runs[0].measured == ["a/pnmi/2"]  # what is missing is measured on the next start
 
 
 def test_a_folder_of_something_else_is_refused(file: str, tmp_path: Path, capsys: Any) -> None:
