@@ -3,68 +3,9 @@
 The words are chosen so that every one of the 39 phones occurs, the rare ones often enough to count.
 """
 
+import importlib.resources
 import random
 from collections.abc import Iterator
-
-WORDS = {
-    "determiner": "the a this that every another some my your his her our their each",
-    "adjective": (
-        "small big red blue green yellow bright dark quiet loud happy sad early late young old "
-        "warm cold heavy light smooth rough narrow wide empty full hungry thirsty lazy busy "
-        "gentle fierce clever foolish rich poor sharp dull fresh stale sour sweet bitter clean "
-        "dirty thin thick royal loyal annoying enjoyable usual casual brown purple gray golden "
-        "wooden leather foreign wealthy healthy northern southern curious serious precious "
-        "ancient modern simple broken frozen hidden silent orange cheap huge strange large "
-        "charming joyful noisy"
-    ),
-    "noun": (
-        "dog cat fox bird horse fish mouse sheep lion tiger bear wolf boy girl child woman man "
-        "teacher doctor farmer sailor judge lawyer painter singer writer brother sister mother "
-        "father cousin uncle neighbor stranger thief house garden kitchen bedroom office school "
-        "church market bridge river mountain valley forest island beach ocean village city garage "
-        "mirage treasure measure pleasure leisure vision decision television explosion division "
-        "illusion casserole table chair window mirror picture letter book paper pencil basket "
-        "bottle hammer engine bicycle train carriage ship boat plane wheel road path field cloud "
-        "storm thunder weather shadow sunshine moon star planet coin oil soil voice choice toy "
-        "joy noise poison oyster moisture bush cushion sugar wood hook cook foot wool bull "
-        "pudding bread butter cheese apple onion potato pepper chocolate coffee juice water milk "
-        "honey soup sandwich cabbage king queen prince castle tower bell thing song ring wing "
-        "tongue youth tooth mouth truth bath cloth breath feather language question azure beige "
-        "rouge zebra puzzle lizard wizard crowd cow owl towel power flower hour"
-    ),
-    "verb": (
-        "saw heard found lost bought sold carried followed watched chased caught pushed pulled "
-        "lifted dropped opened closed painted measured cooked washed cleaned fixed broke stole "
-        "borrowed shared enjoyed avoided destroyed touched kissed teased praised raised chose "
-        "used judged changed arranged reached taught brought shook finished joined boiled spoiled "
-        "noticed visited wanted needed loved hated feared ignored remembered forgot described "
-        "answered wrote read drew held threw knew grew"
-    ),
-    "intransitive": (
-        "slept waited shouted laughed cried smiled jumped danced swam walked ran travelled "
-        "arrived departed disappeared whispered yawned listened worked rested stood sat froze "
-        "sang prayed changed exploded rejoiced returned vanished hurried wandered played argued "
-        "coughed sneezed"
-    ),
-    "adverb": (
-        "slowly quickly quietly loudly gently carefully easily usually often never always "
-        "sometimes suddenly finally together yesterday tomorrow tonight again already almost "
-        "nearly simply casually joyfully truly thoroughly early soon"
-    ),
-    "preposition": (
-        "in on under over beside behind near through across toward without around beyond above "
-        "below past from with"
-    ),
-    "number": (
-        "two three four five six seven eight nine ten eleven twelve thirteen fifteen twenty "
-        "thirty fifty ninety"
-    ),
-    "conjunction": "and but so because while although unless when before after until",
-    "pronoun": (
-        "he she they we you i it someone everybody nobody joyce george vivian thomas catherine "
-        "roy yolanda zachary"
-    ),
-}
 
 # A name in braces is a rule of this grammar or a word class.
 RULES = {
@@ -94,8 +35,10 @@ RULES = {
         "after school", "last february", "all through the night", "this weekend", "for an hour",
         "at dusk", "during the voyage", "twelve years ago", "next month",
     ],
-    **{name: words.split() for name, words in WORDS.items()},
 }  # fmt: skip
+# words.txt: a line for each class
+_LINES = (importlib.resources.files("spidr_jax.toy") / "words.txt").read_text().splitlines()
+RULES |= {name: words.split() for name, words in (line.split(": ") for line in _LINES)}
 MIN_WORDS, MAX_WORDS = 4, 16
 
 
