@@ -140,12 +140,12 @@ def _run(args: argparse.Namespace) -> int:
     out: extract_files.Outputs
     if args.kind == "units":
         settings["dedup"] = args.dedup
-        extract_files.settle(folder, settings, args.force)
         name = args.name or Path(args.manifest).stem
-        out = extract_files.UnitFiles(folder, args.layers, name, args.dedup, args.force)
+        extract_files.settle(folder, settings, corpus, name, force=args.force)
+        out = extract_files.UnitFiles(folder, args.layers, name, args.dedup)
     else:
-        extract_files.settle(folder, settings, args.force)
-        out = extract_files.ArrayFiles(folder, args.layers, args.format, args.force, corpus)
+        extract_files.settle(folder, settings, corpus, force=args.force)
+        out = extract_files.ArrayFiles(folder, args.layers, args.format, corpus)
     there = len(out.done)
     batch_samples = round(seconds * audio.SAMPLE_RATE)
     with out:

@@ -109,6 +109,28 @@ def test_other_settings_do_not_go_on_in_the_same_folder(
     assert extract.main(command(run, tmp_path, "units", "2", "--dedup", "--force")) == 0
 
 
+@pytest.mark.parametrize("kind", ["units", "features"])
+def test_another_manifest_is_not_taken_for_the_first(kind: str, run: Path, tmp_path: Path) -> None:
+    other = tiny.write_corpus(tmp_path / "other", utterances=4)  # of equal ids
+    line = command(run, tmp_path, kind, "3")
+    assert extract.main(line) == 0
+    made = {path: path.read_bytes() for path in (tmp_path / kind / "3").iterdir()}
+    swapped = [str(other) if part.endswith("manifest.csv") else part for part in line]
+    assert extract.main(swapped) == 2
+    assert made == {path: path.read_bytes() for path in (tmp_path / kind / "3").iterdir()}
+    if kind == "units":
+        assert extract.main([*swapped, "--name", "other"]) == 0
+        assert extract.main([*line, "--force"]) == 0
+        assert (tmp_path / kind / "3" / "other.jsonl").exists()
+        assert extract.main([*swapped, "--name", "other", "--precision", "bfloat16"]) == 2
+    assert extract.main([*swapped, "--force"]) == 0
+    count = len(read_units(tmp_path / kind / "3" / "manifest.jsonl")) if kind == "units" else 0
+    assert (count or len(list((tmp_path / kind / "3").iterdir()))) == 4
+    with other.open("a") as file:
+        file.write("more,u00.wav,8000\r\n")  # a later version of it
+    assert extract.main(swapped) == 2
+
+
 def test_bad_files_are_listed_and_the_rest_is_done(run: Path, tmp_path: Path, capsys: Any) -> None:
     manifest = tiny.write_corpus(tmp_path / "corpus", utterances=4)
     soundfile.write(tmp_path / "corpus" / "u01.wav", np.zeros(20_000), 8_000)

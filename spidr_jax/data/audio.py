@@ -57,6 +57,7 @@ def open_sound(row: Row, *, max_frames: int = _MAX_FRAMES) -> soundfile.SoundFil
 
 def _open(row: Row) -> soundfile.SoundFile:
     where = row.archive or row.path
+    storage.check_allowed(where)
     if not storage.is_remote(where):
         found = os.stat(where)  # it names what libsndfile hides behind "System error"
         if not stat.S_ISREG(found.st_mode):

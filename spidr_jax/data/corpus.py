@@ -49,7 +49,7 @@ class Row(NamedTuple):
     @property
     def place(self) -> str:
         """The file to name in a message."""
-        return f"{self.archive}:{self.path}" if self.archive else self.path
+        return storage.printable(f"{self.archive}:{self.path}" if self.archive else self.path)
 
 
 class _Texts:
@@ -72,6 +72,7 @@ class Corpus:
         manifest: the manifest's path.
         num_samples: int64 [n], samples of every utterance.
         fingerprint: hex text that changes with any file id or length, not with the folder.
+        checksum: number that changes with anything in the rows.
     """
 
     num_samples: np.ndarray
@@ -88,6 +89,7 @@ class Corpus:
             raise ValueError(f"{folder}: damaged: its checksums differ")
         self.manifest = manifest
         self.fingerprint: str = meta["fingerprint"]
+        self.checksum = _checksum_of(meta["files"])
         self._root = storage.parent(manifest)
         self._texts: dict[str, _Texts] = {}
         self._numbers: dict[str, np.ndarray] = {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spidr_jax.data import audio
+from spidr_jax.data import audio, storage
 from spidr_jax.data.corpus import Row
 from spidr_jax.data.pipeline import BadDataError, Data, Shapes
 from spidr_jax.data.plan import Plan
@@ -48,7 +48,8 @@ class BadRows:
             self._by_file[row.place] += 1
             first = self._by_file[row.place] == 1
         if first:
-            _log.warning("bad row %s, replaced by another utterance: %s", row.fileid, error)
+            name = storage.printable(row.fileid)
+            _log.warning("bad row %s, replaced by another utterance: %s", name, error)
 
     def worst_files(self, count: int = 5) -> list[tuple[str, int]]:
         """List the files that failed most often, and how often."""
@@ -151,7 +152,7 @@ class PlannedAudio(Data):
     def name_batch(self, number: int) -> str:
         """Name the utterances of a batch."""
         batch = self.plan.batch(number)
-        names = ", ".join(self._rows[row].fileid for row in batch.rows.tolist())
+        names = storage.printable(", ".join(self._rows[i].fileid for i in batch.rows.tolist()))
         return f"{len(batch.rows)} x {batch.num_samples} samples, epoch {batch.epoch}: {names}"
 
     def bad_rows(self) -> int:

@@ -80,7 +80,7 @@ def _walk(root: str, problems: list[str]) -> Iterator[str]:
     seen = set()
 
     def report(error: OSError) -> None:
-        problems.append(f"{error.filename}: cannot be listed: {error.strerror}")
+        problems.append(f"{storage.printable(error.filename)}: cannot be listed: {error.strerror}")
 
     for folder, inside, files in os.walk(root, onerror=report, followlinks=True):
         stat = os.stat(folder)
@@ -127,7 +127,8 @@ def _members(path: str, endings: tuple[str, ...], problems: list[str]) -> list[_
         if name not in files and target in files:
             files[name] = said, *files[target][1:]
         elif name not in files and name.lower().endswith(endings):
-            problems.append(f"{path}:{said}: no plain file, nor a link to one of the tar; left out")
+            name = storage.printable(said)
+            problems.append(f"{path}:{name}: no plain file, nor a link to one of the tar; left out")
     return sorted(m for m in files.values() if m[0].lower().endswith(endings))
 
 
@@ -212,9 +213,12 @@ def write_listing(listing: Listing, output: str, *, jobs: int = 0) -> Summary:
 
     def measure(index: int) -> int | str:
         row = listing.row(index)
-        if wrong := [char for char in tables.UNWRITABLE[suffix] if char in row.place]:
+        name = row.archive + row.path
+        if wrong := [char for char in tables.UNWRITABLE[suffix] if char in name]:
             held = f"a {suffix} cannot hold the {wrong[0]!r} in its name"
-            return f"{row.place!r}: {held}; rename it, or write a .jsonl"
+            return f"{row.place}: {held}; rename it, or write a .jsonl"
+        if name != name.encode(errors="replace").decode():
+            return f"{row.place}: its name is not UTF-8; rename it"
         try:
             return header_samples(row)
         except audio.AudioError as error:

@@ -11,6 +11,27 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def printable(text: str) -> str:
+    """Escape what is no visible character, as a shared manifest may drive the terminal with it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def check_allowed(path: str) -> None:
+    """Refuse what lies outside of the folder or URL `$SPIDR_JAX_AUDIO_ROOT`, where that is set.
+
+    Raises:
+        PermissionError: saying so.
+    """
+    root = os.environ.get("SPIDR_JAX_AUDIO_ROOT")
+    if root and is_remote(root):
+        allowed = path.startswith(root.rstrip("/") + "/") and ".." not in path.split("/")
+    elif root:
+        real = os.path.realpath(root)
+        allowed = not is_remote(path) and os.path.commonpath([os.path.realpath(path), real]) == real
+    if root and not allowed:
+        raise PermissionError(f"outside of SPIDR_JAX_AUDIO_ROOT = {root}")
+
+
 def join(root: str, path: str) -> str:
     """Give `path` relative to the folder or URL `root`; an absolute path or a URL stays."""
     if is_remote(path) or os.path.isabs(path) or not root:

@@ -121,8 +121,9 @@ def _check_names(path: str, names: Sequence[str]) -> None:
     if any(name in names for name in IN_ARCHIVE):
         missing += [name for name in IN_ARCHIVE if name not in names]
     if missing:
+        there = storage.printable(", ".join(names)) or "none"
         raise ValueError(
-            f"{path}: column {', '.join(missing)} is missing; it has {', '.join(names) or 'none'}; "
+            f"{path}: column {', '.join(missing)} is missing; it has {there}; "
             f"a manifest needs {', '.join(REQUIRED)}, in an archive also {', '.join(IN_ARCHIVE)}"
         )
 

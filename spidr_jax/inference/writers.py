@@ -3,14 +3,17 @@
 T frames, n layers.
 """
 
+import glob
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import numpy as np
 
+from spidr_jax.data.corpus import Corpus, Row
 from spidr_jax.data.files import replacing
 from spidr_jax.weights.torch_files import need
 
@@ -31,38 +34,54 @@ class Outputs(Protocol):
     def __exit__(self, kind: Any, *_: Any) -> None: ...
 
 
-def settle(folder: Path, settings: dict[str, Any], force: bool) -> None:
-    """Record the settings of an extraction, and refuse to resume one with others.
+def settle(
+    folder: Path, settings: dict[str, Any], corpus: Corpus, name: str = "", *, force: bool = False
+) -> None:
+    """Record the settings and the manifest of an extraction, and refuse to resume one with others.
+
+    Args:
+        folder: of one kind of output.
+        settings: what all files in it are made with.
+        corpus: the utterances.
+        name: of the files that are of this corpus; empty where all are.
+        force: remove what is there; what `name` does not name only if it has other settings.
 
     Raises:
-        FileExistsError: the folder holds an extraction with other settings.
+        FileExistsError: the folder holds an extraction with other settings, or of another manifest
+            or version of it.
     """
     file = folder / SETTINGS
-    if file.is_file() and not force:
-        there = json.loads(file.read_text())
-        for name, value in settings.items():
-            if there.get(name) != value:
-                raise FileExistsError(
-                    f"{folder} holds an extraction with {name} = {there.get(name)!r}, this one has "
-                    f"{value!r}: choose another --out, or --force replaces it"
-                )
+    there = json.loads(file.read_text()) if file.is_file() else {}
+    manifests = there.pop("manifests", {name: None} if there else {})
+    source = f"{os.path.abspath(corpus.manifest)} with rows {corpus.checksum:08x}"
+    new = settings | {"manifest": source}
+    old = there | {"manifest": manifests.get(name, source)} if there else new
+    for key in [key for key in new if old.get(key) != new[key] and not force]:
+        raise FileExistsError(
+            f"{folder} holds an extraction with {key} = {old.get(key)!r}, this one has {new[key]!r}"
+            f": choose another --out{' or --name' if name else ''}, or --force replaces it"
+        )
+    if there and force and (there != settings or not name):
+        shutil.rmtree(folder)
+        manifests = {}
+    for path in folder.glob(f"*/{glob.escape(name)}.jsonl*") if name and force else ():
+        path.unlink()
     with replacing(file) as partial:
-        partial.write_text(json.dumps(settings, indent=2) + "\n")
+        noted = settings | {"manifests": manifests | {name: source}}
+        partial.write_text(json.dumps(noted, indent=2) + "\n")
 
 
 class UnitFiles:
     """FOLDER/LAYER/NAME.jsonl, each written as NAME.jsonl.partial until all utterances are in."""
 
-    def __init__(
-        self, folder: Path, layers: Iterable[int], name: str, dedup: bool, force: bool
-    ) -> None:
+    def __init__(self, folder: Path, layers: Iterable[int], name: str, dedup: bool) -> None:
         """Find what an earlier extraction has finished; a line that was cut off is dropped."""
         self._dedup = dedup
         self._files = [folder / str(layer) / f"{name}.jsonl" for layer in layers]
         self._partials = [file.with_name(file.name + ".partial") for file in self._files]
         self._open: list[TextIO] = []
         pairs = zip(self._partials, self._files, strict=True)
-        lines = [{} if force else _lines(partial, file) for partial, file in pairs]
+        lines = [_lines(partial, file) for partial, file in pairs]
         self.done = set.intersection(*(set(found) for found in lines))
         for partial, found in zip(self._partials, lines, strict=True):
             with replacing(partial) as new:
@@ -94,16 +113,14 @@ class ArrayFiles:
     """FOLDER/LAYER/ID.npy or .pt, each written whole or not at all."""
 
     def __init__(
-        self, folder: Path, layers: Iterable[int], form: str, force: bool, corpus: Iterable[Any]
+        self, folder: Path, layers: Iterable[int], form: str, corpus: Iterable[Row]
     ) -> None:
-        """Find which utterances of the corpus (rows with a `fileid`) have all their files."""
+        """Find which utterances of the corpus have all their files."""
         self._folders = [folder / str(layer) for layer in layers]
         self._form = form
         self._torch = need("torch") if form == "pt" else None
         ids = [row.fileid for row in corpus]
-        self.done = {i for i in ids if all(p.is_file() for p in self._paths(i))}
-        if force:
-            self.done = set()
+        self.done = {i for i in ids if all(map(_is_whole, self._paths(i)))}
 
     def _paths(self, fileid: str) -> list[Path]:
         if Path(fileid).is_absolute() or ".." in Path(fileid).parts:
@@ -128,16 +145,20 @@ class ArrayFiles:
         """Nothing is kept open."""
 
 
+def _is_whole(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0  # a power cut can leave an empty one
+
+
 def _lines(partial: Path, complete: Path) -> dict[str, str]:
     """Whole lines by file id of the partial file, or of the complete one."""
     path = partial if partial.is_file() else complete
     found: dict[str, str] = {}
     if path.is_file():
-        for line in path.read_text().splitlines(keepends=True):
+        for line in path.read_text(errors="replace").splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break  # cut off by a kill
             try:
                 found[json.loads(line)["file"]] = line
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 continue
-            if not line.endswith("\n"):
-                del found[json.loads(line)["file"]]
     return found

@@ -385,15 +385,23 @@ def test_write_leaves_out_names_that_the_layout_cannot_hold(tmp_path, capsys, su
     said = capsys.readouterr().err
     for name in set(names) - set(held):
         path = str(tmp_path / "in" / f"{name}.wav")
-        assert f"{path!r}: a {suffix} cannot hold the {name[1]!r} in its name; " in said
+        assert repr(path)[1:-1] + f": a {suffix} cannot hold the {name[1]!r} in its name; " in said
 
 
 def test_a_folder_that_a_tsv_cannot_name_replaces_nothing(tmp_path, capsys):
     make_corpus(tmp_path / "i\tn", 1, ".wav")
     out = Path(write(tmp_path / "m.tsv", "before"))
     assert run("write", tmp_path / "i\tn", out) == 2
-    assert r"u0.wav': a .tsv cannot hold the '\t'" in capsys.readouterr().err
+    assert r"u0.wav: a .tsv cannot hold the '\t'" in capsys.readouterr().err
     assert out.read_text() == "before"
+
+
+def test_write_lists_a_name_that_is_not_utf_8_and_keeps_the_rest(tmp_path, capsys):
+    make_corpus(tmp_path / "in", 2, ".wav")
+    os.rename(tmp_path / "in" / "u0.wav", os.fsencode(tmp_path / "in") + b"/\xff\x1b[2J.wav")
+    assert run("write", tmp_path / "in", tmp_path / "m.csv") == 1
+    assert r"/in/\udcff\x1b[2J.wav: its name is not UTF-8; rename it" in capsys.readouterr().err
+    assert [row.fileid for row in open_manifest(tmp_path / "m.csv")] == ["u1"]
 
 
 def test_results_keep_the_order_of_the_files_however_many_there_are():
@@ -585,6 +593,21 @@ def test_check_names_every_kind_of_fault(tmp_path, capsys):
         assert count in report.lines[-1]
     assert run("check", manifest) == 1
     assert "11 bad, 4 odd" in capsys.readouterr().out
+
+
+def test_a_manifest_opens_nothing_outside_of_a_given_folder(tmp_path, capsys, monkeypatch):
+    manifest, _ = make_corpus(tmp_path / "in", 1, ".wav")
+    save(tmp_path / "secret.wav", hiss(0, 9000))
+    (tmp_path / "in" / "link.wav").symlink_to(tmp_path / "secret.wav")
+    with open(manifest, "a") as file:
+        paths = ["link.wav", "../secret.wav", f"file://{tmp_path}/in/u0.wav", "\x1b[2J.wav"]
+        file.writelines(f"s{i},{path},9000\n" for i, path in enumerate(paths))
+    monkeypatch.setenv("SPIDR_JAX_AUDIO_ROOT", str(tmp_path / "in"))
+    assert run("check", manifest) == 1
+    said = capsys.readouterr()
+    assert said.err.count("outside of SPIDR_JAX_AUDIO_ROOT") == 3
+    assert r"/in/\x1b[2J.wav: cannot be read: No such file" in said.err
+    assert "5 utterances, 0.00 h; 4 bad" in said.out
 
 
 def test_check_of_a_malformed_manifest_is_one_line(tmp_path, capsys):
