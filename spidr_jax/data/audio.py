@@ -18,6 +18,7 @@ SAMPLE_RATE = 16_000
 _EPSILON = 1e-5  # of the reference's layer_norm over a waveform in [-1, 1]
 _FULL_SCALE = 32_768
 _MAX_FRAMES = 1 << 28  # 4.7 h: a longer one is a streamed file's or a damaged header's
+_HEADER = 4096  # bytes, in which the data of a WAV begin
 _SUMMED = 512
 _MAX_PEAK = 4.0  # float audio beyond it is not on the [-1, 1] scale
 
@@ -82,12 +83,13 @@ def _open_in_place(row: Row, where: str) -> soundfile.SoundFile | None:
     """Let libsndfile read the file itself, unless it could not tell where the audio ends.
 
     A file object in Python is called back, under the interpreter lock, for every few kilobytes.
-    But a descriptor in the middle of a tar is read on into the next member; only FLAC's frames
-    show that.
+    But a descriptor in the middle of a tar is read on into the next member, where the header
+    promises more than there is; only FLAC's frames show that.
     """
     with open(where, "rb", buffering=0) as file:
         file.seek(row.byte_offset)
-        if row.archive and file.read(4) != b"fLaC":
+        header = file.read(_HEADER) if row.archive else b""
+        if row.archive and header[:4] != b"fLaC" and not _is_whole_wav(header, row.byte_size):
             return None
         descriptor = os.dup(file.fileno())
     os.lseek(descriptor, row.byte_offset, os.SEEK_SET)
@@ -96,6 +98,14 @@ def _open_in_place(row: Row, where: str) -> soundfile.SoundFile | None:
         sound.close()
         return None
     return sound
+
+
+def _is_whole_wav(header: bytes, size: int) -> bool:
+    at = 12
+    while header[at : at + 4] not in (b"data", b""):
+        at += 8 + int.from_bytes(header[at + 4 : at + 8], "little")
+    samples = int.from_bytes(header[at + 4 : at + 8], "little")
+    return header[:4] == b"RIFF" and 0 < samples <= size - at - 8
 
 
 def read_bytes(row: Row) -> bytes:

@@ -120,13 +120,17 @@ def test_a_truncated_member_is_not_read_on_into_the_next(tmp_path, codec):
         audio.read_pcm(row._replace(byte_size=1 << 60))
 
 
-@pytest.mark.parametrize("length", [0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+@pytest.mark.parametrize(
+    ("whole", "length"),
+    [(36, 0), (8, 0), *((n, n) for n in (0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF))],
+)
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_wav_header_written_to_a_pipe_is_measured_by_the_file(tmp_path, length, packed):
+def test_a_wav_header_written_to_a_pipe_is_measured_by_the_file(tmp_path, whole, length, packed):
     pcm = hiss(2, 9001)
     path = save(tmp_path / "in" / "a.wav", pcm)
     content = path.read_bytes()
-    path.write_bytes(content[:40] + length.to_bytes(4, "little") + content[44:])
+    sizes = [size.to_bytes(4, "little") for size in (whole, length)]
+    path.write_bytes(content[:4] + sizes[0] + content[8:40] + sizes[1] + content[44:])
     save(tmp_path / "in" / "b.wav", pcm)
     source = pack(tmp_path / "in", tmp_path / "all.tar") if packed else str(tmp_path / "in")
     assert write_manifest(source, str(tmp_path / "m.csv")).problems == []
