@@ -7,7 +7,8 @@ their number (a smaller batch than the published one). The published run took 15
 the PyTorch reference; its layer-6 codebooks reach ABX 2.99 % within, 3.33 % across speakers.
 
 The recipe is the defaults of the config's fields. What each field means stands beside it, in
-`spidr_jax/method/config.py`, `train/config.py` (any run), `model/config.py` and `method/`.
+`spidr_jax/method/config.py`, `train/config.py` (any run), `train/optim.py`, `model/config.py` and
+`method/`.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
   python -m spidr_jax.main --config=configs/bench_dinosr.py --config.corpus=bench
 
 In so few steps the two teachers' schedules are almost the same: what differs is that one output of
-the student feeds all heads, and that layers are dropped. Expected: PNMI below 0.03. No recipe was
-looked for; with seeds 0, 1 and 2 the plateau outlasts the 600 steps of this one.
+the student feeds all heads, and that layers are dropped. Expected: PNMI below 0.03. The recipe
+is not tuned for it: with seeds 0, 1 and 2 the plateau lasts longer than 600 steps.
 """
 
 import runpy

@@ -1,11 +1,11 @@
-"""A small SpidR on the embedded synthetic speech: the whole way in minutes on two CPU cores.
+"""A small SpidR on the embedded synthetic speech: minutes on two CPU cores.
 
   pip install -e ".[demo]" && python -m spidr_jax.main --config=configs/smoke.py
 
 Two things keep so small a run from collapsing: the codebooks' decay, and a positional convolution
 that sees 10 frames to each side. With the published one, 45 of a crop's 72 frames, a run of the
-same size fell to a loss of 0.33 in 500 steps; PNMI 0.145, but 0.07 without silence (here 0.16 and
-0.14): presumably the codes come to stand for the position in the crop.
+same size collapsed to a loss of 0.33 in 500 steps, with PNMI 0.145, but 0.07 without silence:
+presumably the codes then encode the position in the crop.
 """
 
 import os
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.model.num_codebooks = 3
 
     # A code gets 8 frames a step here, nearly 400 in the published recipe: with the published
-    # decay those that got frames would stay between noise and data, near to everything, and win.
+    # decay those that got frames would stay between noise and data, and be nearest to most frames.
     config.codebook.decay = 0.5
     config.masking.group_rows = 4
     config.optimizer.lr = 5e-4
