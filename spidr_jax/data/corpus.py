@@ -26,7 +26,7 @@ from spidr_jax.data import files, storage, tables
 
 _LAYOUT = 3
 _META = "meta.json"
-_MAX_NAME = 180  # bytes, of 255
+_MAX_NAME = 180  # bytes of a manifest's name; a folder's may have 255
 _ABANDONED = 24 * 3600  # seconds after which an unfinished one is a killed process's
 _log = logging.getLogger(__name__)
 
@@ -151,7 +151,6 @@ def open_manifest(path: str | os.PathLike[str]) -> Corpus:
     """
     path = os.fspath(path)
     try:
-        # so much of the manifest's name that more can be added to it
         base = os.fsencode(os.path.basename(path))[:_MAX_NAME].decode(errors="ignore")
         name = f"{base}.columns-{_LAYOUT}-{storage.version_key(path)}"
     except FileNotFoundError:
@@ -193,7 +192,7 @@ def _homes(path: str) -> list[Path]:
 
 
 def _remove_old(compiled: Path) -> None:
-    for old in compiled.parent.glob(glob.escape(compiled.name.rsplit("-", 1)[0]) + "-*"):
+    for old in compiled.parent.glob(glob.escape(compiled.name.rsplit("-", 2)[0]) + "-*"):
         in_work = ".partial-" in old.name and time.time() - old.stat().st_mtime < _ABANDONED
         if old != compiled and not in_work:
             shutil.rmtree(old, ignore_errors=True)

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from spidr_jax.data import audio, files, parallel, scan, storage
+from spidr_jax.data import audio, files, parallel, scan
 from spidr_jax.data.corpus import Row
 
 EXTENSIONS = (
@@ -20,6 +20,7 @@ EXTENSIONS = (
     *(".opus", ".m4a", ".aac", ".mp4", ".wma", ".webm", ".aiff", ".aif", ".au", ".sph", ".w64"),
 )
 MANIFEST = "manifest.csv"
+_JOURNAL = ".prepared.jsonl"
 _MAX_FRAMES = 1 << 40  # more is a header of no length
 _BLOCK = 1 << 20  # frames in memory at a time
 
@@ -50,24 +51,30 @@ def prepare(
     if not listing.in_archive and os.path.commonpath([listing.root, output]) == listing.root:
         raise ValueError(f"{output}: lies inside {listing.root}; name a folder outside it")
     targets = _targets(listing.names)
-    with _Made(output, listing.root) as made:
+    made = _read_journal(output, listing.root)
+    os.makedirs(output, exist_ok=True)
 
-        def convert(index: int) -> str:
-            row, target = listing.row(index), os.path.join(output, targets[index])
-            try:
-                stamp = _stamp(listing.names[index], row)
-                if made.stamps.get(targets[index]) == stamp and os.path.exists(target):
-                    return "there"
-                _write(target, to_16k_mono(row))
-            except audio.AudioError as error:
-                return str(error)
-            except OSError as error:
-                if error.errno != errno.ENAMETOOLONG:
-                    raise
-                return f"{row.place}: its name is too long"
-            made.add(targets[index], stamp)
-            return ""
+    def convert(index: int) -> str:
+        row, name = listing.row(index), targets[index]
+        target = os.path.join(output, name)
+        try:
+            found = os.stat(row.archive or row.path)
+            size = row.byte_size or found.st_size
+            stamp = [listing.names[index], row.byte_offset, size, found.st_mtime_ns]
+            if made.get(name) == stamp and os.path.exists(target):
+                return "there"
+            _write(target, to_16k_mono(row))
+        except audio.AudioError as error:
+            return str(error)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EACCES, errno.ENAMETOOLONG):
+                raise  # as where the disk is full
+            return f"{row.place}: {error.strerror}"
+        journal.write(_line(name, stamp))
+        return ""
 
+    with open(os.path.join(output, _JOURNAL), "ab", buffering=0) as journal:
+        journal.write(_line("", listing.root))
         results = list(parallel.each(convert, len(targets), jobs=jobs, title="converting"))
     there = results.count("there")
     problems = listing.problems + [text for text in results if text not in ("", "there")]
@@ -83,45 +90,22 @@ def prepare(
     return scan.Summary(line, problems + written.problems)
 
 
-class _Made:
-    """OUTPUT/.prepared.jsonl: the source and, a line each, of what the FLAC files were made.
-
-    Attributes:
-        stamps: of each file, by its name in OUTPUT; see `_stamp`.
-    """
-
-    def __init__(self, output: str, source: str) -> None:
-        self.stamps: dict[str, object] = {}
-        path = os.path.join(output, ".prepared.jsonl")
-        if os.path.exists(path):
-            with storage.open_text(path) as file:
-                for line in filter(str.strip, file):
-                    with contextlib.suppress(ValueError):  # cut off by a kill
-                        self.stamps |= json.loads(line)
-        if self.stamps.setdefault("", source) != source:
-            raise ValueError(
-                f"{output}: holds what was prepared from {self.stamps['']}; name another folder"
-            )
-        os.makedirs(output, exist_ok=True)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        self.add("", source)
-
-    def add(self, name: str, stamp: object) -> None:
-        os.write(self._file, f"\n{json.dumps({name: stamp})}\n".encode())  # by one call: threads
-
-    def __enter__(self) -> "_Made":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
+def _line(name: str, stamp: object) -> bytes:
+    return f"\n{json.dumps({name: stamp})}\n".encode()  # after one that a kill has cut off
 
 
-def _stamp(name: str, row: Row) -> list[object]:
-    try:
-        found = os.stat(row.archive or row.path)
-    except OSError as error:
-        raise audio.AudioError(f"{row.place}: cannot be read: {error.strerror}") from None
-    return [name, row.byte_offset, row.byte_size or found.st_size, found.st_mtime_ns]
+def _read_journal(output: str, source: str) -> dict[str, object]:
+    """What each FLAC file was made of: name, offset, size and time; "" has the whole source."""
+    made: dict[str, object] = {}
+    path = os.path.join(output, _JOURNAL)
+    if os.path.exists(path):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    made |= json.loads(line)
+    if made.get("", source) != source:
+        raise ValueError(f"{output}: holds what was prepared from {made['']}; name another folder")
+    return made
 
 
 def _write(target: str, blocks: Iterable[np.ndarray]) -> None:

@@ -92,14 +92,14 @@ def use_cache(folder: str) -> None:
     """
     if not folder or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    path = Path(folder).expanduser()
-    if jax.default_backend() == "cpu":
-        path /= f"cpu-{platform.node()}"
     try:
+        path = Path(folder).expanduser()
+        if jax.default_backend() == "cpu":
+            path /= f"cpu-{platform.node()}"
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
             raise PermissionError(f"{path} cannot be written")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter: ~ of an unknown user
         distributed.print0(f"warning: config.compilation_cache: {error}; all starts compile")
         return
     jax.config.update("jax_compilation_cache_dir", str(path))

@@ -76,7 +76,7 @@ def test_streamed_flac_without_a_length_is_refused(tmp_path):
     content[21] &= 0xF0  # the 36 bits of STREAMINFO that count the samples
     content[22:26] = bytes(4)
     path.write_bytes(content)
-    with pytest.raises(audio.AudioError, match="gives no length"):
+    with pytest.raises(audio.AudioError, match="no length in its header"):
         audio.read_pcm(row_of(path, 9000))
 
 
