@@ -62,7 +62,7 @@ def test_the_jobset_is_of_one_piece() -> None:
     assert distributed.choose(given)["num_processes"] == 2
 
 
-# ---- with stand-ins for what is not here
+# ---- with replacements for what is not here
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def stand_ins(tmp_path: Path) -> dict[str, str]:
 def run_with_signal(
     command: list[str], env: dict[str, str], number: int | None, pythons: int = 1
 ) -> tuple[int, str]:
-    """Send a signal once `python` runs; give the exit status and what the stand-ins noted."""
+    """Send a signal once `python` runs; give the exit status and what the replacements noted."""
     log = Path(env["LOG"])
     with subprocess.Popen(command, env=env) as process:
         if number:

@@ -172,7 +172,7 @@ def read_pcm(row: Row) -> np.ndarray:
         if sound.frames > 2 * row.num_samples + SAMPLE_RATE:
             raise AudioError(
                 f"{row.place}: {sound.frames} samples in it, {row.num_samples} by the manifest: "
-                "write the manifest anew"
+                "write the manifest again"
             )
         pcm = decode(sound, row.place)
     if len(pcm) < row.num_samples:
@@ -200,7 +200,7 @@ def check_single(row: Row, sound: soundfile.SoundFile) -> None:
     if count > 1:
         raise AudioError(
             f"{row.place}: {count} {sound.format} files joined in one, of which only the first "
-            "would be read: take them apart, or encode them anew as one",
+            "would be read: take them apart, or encode them again as one",
             "joined",
         )
 

@@ -161,7 +161,7 @@ def open_manifest(path: str | os.PathLike[str]) -> Corpus:
             return Corpus(path, home / name)
         except (OSError, ValueError, TypeError, KeyError) as error:
             if (home / name).exists():
-                _log.warning("%s: compiled anew: %s", home / name, error)
+                _log.warning("%s: compiled again: %s", home / name, error)
                 shutil.rmtree(home / name, ignore_errors=True)
     with ExitStack() as work:
         for home in homes:

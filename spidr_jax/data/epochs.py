@@ -52,9 +52,9 @@ def make_streams(
 
     Args:
         num_samples: lengths; those under `min_samples` or the first bucket are left out.
-        min_samples: see above.
+        min_samples: least length of an utterance.
         buckets: rising, at most 255.
-        passes: through the source in an epoch.
+        passes: passes through the source in an epoch.
         start: number of the source's first utterance.
         total: utterances of all sources, which sets the integer type.
         seed: seed of the source.

@@ -17,7 +17,7 @@ def each(function: Callable[[int], _T], count: int, *, jobs: int, title: str = "
 
     Args:
         function: function of a number.
-        count: how many numbers there are, from 0.
+        count: number of calls.
         jobs: threads, 0 for one a core.
         title: text of the progress bar; empty for none.
     """

@@ -93,8 +93,8 @@ class PlannedAudio(Data):
         """Read nothing yet.
 
         Args:
-            sources: those that the plan was made for.
-            plan: see above.
+            sources: sources that the plan was made for.
+            plan: plan of their batches.
             num_batches: batches of a set; None for endless epochs.
             num_threads: threads that decode, each a whole batch.
             max_bad_share: share of the rows read, beyond which `check` raises.

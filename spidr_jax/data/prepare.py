@@ -30,7 +30,7 @@ def prepare(
 ) -> scan.Summary:
     """Convert a folder or tar of audio to 16 kHz mono FLAC, and write `manifest.csv` beside it.
 
-    Channels are averaged; other rates are resampled by soxr (HQ). A file is made anew only where
+    Channels are averaged; other rates are resampled by soxr (HQ). A file is made again only where
     its source has changed since, and none is there half written, so the command may be repeated
     after an interruption. The manifest holds what is in the source now. Folders stay; a.wav becomes
     a.flac, or a.wav.flac where a.mp3 is there too. Files that cannot be read are listed.

@@ -68,7 +68,7 @@ def stream(
     """Outputs [n, T, ...] of many utterances, in their order, in batches of a few shapes.
 
     Args:
-        forward: of `make_forward`, or of `make_joint_forward` for a dict of outputs by kind.
+        forward: from `make_forward`, or `make_joint_forward` for a dict of outputs by kind.
         params: the student side's parameters.
         framing: hop and receptive field of the model's frames.
         utterances: keys with standardised waveforms [S], best sorted by length.

@@ -40,10 +40,10 @@ def settle(
     """Record the settings and the manifest of an extraction, and refuse to resume one with others.
 
     Args:
-        folder: of one kind of output.
-        settings: what all files in it are made with.
+        folder: folder of one kind of output.
+        settings: settings of all files in it.
         corpus: the utterances.
-        name: of the files that are of this corpus; empty where all are.
+        name: name of this corpus's files; empty where all are.
         force: remove what is there; what `name` does not name only if it has other settings.
 
     Raises:

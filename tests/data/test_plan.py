@@ -125,7 +125,7 @@ def test_the_announced_loss_is_the_measured_one(arguments):
     assert plan.lost_share == pytest.approx(1 - used / np.minimum(kept, longest).sum(), abs=1e-9)
 
 
-def test_epochs_differ_in_order_company_and_crops():
+def test_epochs_differ_in_order_batches_and_crops():
     plan = plan_of(draw_lengths(0, 500))
     steps = range(2 * plan.batches_per_epoch)
     batches = [plan.batch(step) for step in steps]

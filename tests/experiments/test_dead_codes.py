@@ -1,4 +1,4 @@
-"""Codes that get too few frames begin anew at a frame of the batch: a function and an entry."""
+"""Codes that get too few frames begin again at a frame of the batch: a function and an entry."""
 
 from pathlib import Path
 

@@ -133,14 +133,14 @@ def test_weights_for_a_run_that_is_there_already_are_not_silently_left(
     assert "note: config.init_from is for a new run" in capsys.readouterr().out
 
 
-def test_step_0_starts_anew_and_sets_the_checkpoints_aside(trained: Any, tmp_path: Path) -> None:
+def test_step_0_starts_again_and_sets_the_checkpoints_aside(trained: Any, tmp_path: Path) -> None:
     config = copy_of(trained[0], tmp_path, resume_step=0, seed=11)
     assert start(config).step == 0
     names = {path.name.split("-")[0] for path in (tmp_path / "run" / "set_aside").iterdir()}
     assert names == {"3", "6"}
 
 
-def test_a_run_without_its_checkpoints_does_not_silently_start_anew(
+def test_a_run_without_its_checkpoints_does_not_silently_start_again(
     trained: Any, tmp_path: Path
 ) -> None:
     config = copy_of(trained[0], tmp_path)
