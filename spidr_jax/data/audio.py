@@ -52,7 +52,7 @@ def open_sound(row: Row, *, max_frames: int = _MAX_FRAMES) -> soundfile.SoundFil
         raise AudioError(f"{row.place}: cannot be read: {named}") from None
     if sound.frames > max_frames:
         sound.close()
-        raise AudioError(f"{row.place}: no length in its header, or too long: encode it anew")
+        raise AudioError(f"{row.place}: no length in its header, or too long: encode it again")
     return sound
 
 
