@@ -33,22 +33,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         floor = max(self.min_samples, _SHORTEST)
-        check_fields(
-            self,
-            [
-                ("min_samples", is_integer(self.min_samples, 0), "an integer from 0"),
-                ("max_samples", self.max_samples >= floor, f"at least {floor} samples"),
-                ("num_buckets", is_integer(self.num_buckets, 1, 255), "1 to 255"),
-                ("max_batch_samples", self.max_batch_samples >= floor, f"at least {floor} samples"),
-                (
-                    "planned_devices",
-                    is_integer(self.planned_devices, 1, 2**20),
-                    "an integer from 1",
-                ),
-                ("num_threads", is_integer(self.num_threads, 1, 1024), "an integer from 1 to 1024"),
-                ("max_bad_share", 0 <= self.max_bad_share <= 1, "0 to 1"),
-            ],
+        checks = (
+            ("min_samples", is_integer(self.min_samples, 0), "an integer from 0"),
+            ("max_samples", self.max_samples >= floor, f"at least {floor} samples"),
+            ("num_buckets", is_integer(self.num_buckets, 1, 255), "1 to 255"),
+            ("max_batch_samples", self.max_batch_samples >= floor, f"at least {floor} samples"),
+            ("planned_devices", is_integer(self.planned_devices, 1, 2**20), "an integer from 1"),
+            ("num_threads", is_integer(self.num_threads, 1, 1024), "an integer from 1 to 1024"),
+            ("max_bad_share", 0 <= self.max_bad_share <= 1, "0 to 1"),
         )
+        check_fields(self, checks)
 
     def limits(self) -> dict[str, Any]:
         """The arguments of `make_plan`."""

@@ -110,8 +110,13 @@ def _mask_row(
 ) -> jax.Array:
     size_key, place_key, rescue_key = jax.random.split(key, 3)
     sizes, number = _span_sizes(size_key, num_frames, length, config)
-    place = _place_disjoint if config.no_mask_overlap else _place_overlapping
-    mask = _cover(*place(place_key, num_frames, length, sizes, number, config), num_frames, length)
+    exists = jnp.arange(sizes.shape[0]) < number
+    shortest = jnp.where(exists, sizes, jnp.iinfo(jnp.int32).max).min()
+    if config.no_mask_overlap:
+        starts, sizes = _place_disjoint(place_key, length, sizes, shortest, config.mask_min_space)
+    else:
+        starts = _place_overlapping(place_key, num_frames, length - shortest, number, len(sizes))
+    mask = _cover(starts, sizes, num_frames, length)
     # the reference can leave a very short utterance without a mask, which makes its loss NaN
     size = jnp.array([config.mask_length])
     start = jax.random.randint(rescue_key, (1,), 0, jnp.maximum(1, length - config.mask_length + 1))
@@ -142,31 +147,19 @@ def _cover(starts: jax.Array, sizes: jax.Array, num_frames: int, length: jax.Arr
 
 
 def _place_overlapping(
-    key: jax.Array,
-    num_frames: int,
-    length: jax.Array,
-    sizes: jax.Array,
-    number: jax.Array,
-    config: MaskingConfig,
-) -> tuple[jax.Array, jax.Array]:
-    """Distinct uniform starts for the spans [N]."""
-    shortest = _shortest(sizes, number)
-    choices = jnp.where(length - shortest <= number, number + 1, length - shortest)
-    positions = jnp.arange(max(num_frames, sizes.shape[0] + 1))
+    key: jax.Array, num_frames: int, room: jax.Array, number: jax.Array, most: int
+) -> jax.Array:
+    """Distinct uniform starts for the spans [N = most]."""
+    choices = jnp.where(room <= number, number + 1, room)
+    positions = jnp.arange(max(num_frames, most + 1))
     scores = jnp.where(positions < choices, jax.random.uniform(key, positions.shape), 2.0)
-    return jnp.argsort(scores)[: sizes.shape[0]], sizes
+    return jnp.argsort(scores)[:most]
 
 
 def _place_disjoint(
-    key: jax.Array,
-    num_frames: int,
-    length: jax.Array,
-    sizes: jax.Array,
-    number: jax.Array,
-    config: MaskingConfig,
+    key: jax.Array, length: jax.Array, sizes: jax.Array, shortest: jax.Array, gap: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Starts for the spans [N], longest first, each in a free interval [begin, end), gaps kept."""
-    shortest, gap = _shortest(sizes, number), config.mask_min_space
+    """Starts and sizes of the spans [N], longest first, each in a free interval [begin, end)."""
     sizes = -jnp.sort(-sizes)
     slots = jnp.arange(sizes.shape[0] + 1)
 
@@ -190,11 +183,6 @@ def _place_disjoint(
     free = (jnp.zeros_like(slots), jnp.where(slots == 0, length, 0), jnp.array(True))
     spans = (jnp.arange(sizes.shape[0]), sizes, jax.random.split(key, sizes.shape[0]))
     return lax.scan(place, free, spans)[1]
-
-
-def _shortest(sizes: jax.Array, number: jax.Array) -> jax.Array:
-    exists = jnp.arange(sizes.shape[0]) < number
-    return jnp.where(exists, sizes, jnp.iinfo(jnp.int32).max).min()
 
 
 def _equalise(key: jax.Array, mask: jax.Array, group_rows: int) -> jax.Array:

@@ -1,7 +1,7 @@
 """The architecture's numbers, under the reference's names."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from spidr_jax.data.audio import SAMPLE_RATE
@@ -66,38 +66,30 @@ class ModelConfig:
     num_codebooks: int = 8
 
     def __post_init__(self) -> None:
-        self._check("model_type", self.model_type in ("spidr", "dinosr"), "spidr or dinosr")
-        self._check(
-            "extractor_mode",
-            self.extractor_mode in ("layer_norm", "group_norm"),
-            "layer_norm or group_norm",
-        )
+        check_fields(self, self._checks())
+
+    def _checks(self) -> Iterator[tuple[str, bool, str]]:
+        yield "model_type", self.model_type in ("spidr", "dinosr"), "spidr or dinosr"
+        norms = ("layer_norm", "group_norm")
+        yield "extractor_mode", self.extractor_mode in norms, " or ".join(norms)
         for name, choices in self._choices().items():
             allowed = f"{', '.join(choices)}, or what a config file or --register FILE.py adds"
-            self._check(name, getattr(self, name) in choices, allowed)
+            yield name, getattr(self, name) in choices, allowed
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is float:
-                self._check(field.name, 0 <= value < 1, "a rate from 0 to below 1")
+                yield field.name, 0 <= value < 1, "a rate from 0 to below 1"
             elif field.type is int:
-                self._check(field.name, is_integer(value, 1), "an integer from 1")
+                yield field.name, is_integer(value, 1), "an integer from 1"
         layers = self.extractor_conv_layer_config
-        self._check(
-            "extractor_conv_layer_config",
-            bool(layers) and all(len(layer) == 3 and min(layer) >= 1 for layer in layers),
-            "a tuple of (channels, kernel, stride), each from 1",
-        )
-        width = f"a multiple that divides encoder_embed_dim = {self.encoder_embed_dim}"
+        usable = bool(layers) and all(len(layer) == 3 and min(layer) >= 1 for layer in layers)
+        allowed = "a tuple of (channels, kernel, stride), each from 1"
+        yield "extractor_conv_layer_config", usable, allowed
+        allowed = f"a multiple that divides encoder_embed_dim = {self.encoder_embed_dim}"
         for name in ("encoder_num_heads", "encoder_pos_conv_groups"):
-            self._check(name, self.encoder_embed_dim % getattr(self, name) == 0, width)
-        self._check(
-            "num_codebooks",
-            self.num_codebooks <= self.encoder_num_layers,
-            f"at most encoder_num_layers = {self.encoder_num_layers}",
-        )
-
-    def _check(self, name: str, ok: bool, allowed: str) -> None:
-        check_fields(self, [(name, ok, allowed)])
+            yield name, self.encoder_embed_dim % getattr(self, name) == 0, allowed
+        allowed = f"at most encoder_num_layers = {self.encoder_num_layers}"
+        yield "num_codebooks", self.num_codebooks <= self.encoder_num_layers, allowed
 
     def _choices(self) -> dict[str, Mapping[str, Any]]:
         from spidr_jax.model import encoder, frontend, heads  # which need this module

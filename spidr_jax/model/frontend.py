@@ -50,18 +50,6 @@ class Conv(nn.Module):
         return conv(x, *self.weights(x.shape[-1]), self.stride, self.dtype)
 
 
-class InstanceNorm(nn.Module):
-    """GroupNorm with one group a channel: `instance_norm` with scale and bias."""
-
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array, frame_mask: jax.Array | None) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return (instance_norm(x, frame_mask) * scale + bias).astype(self.dtype)
-
-
 class ConvLayerBlock(nn.Module):
     """Convolution without padding, the norm that the mode asks for, GELU."""
 
@@ -76,14 +64,14 @@ class ConvLayerBlock(nn.Module):
     def __call__(self, x: jax.Array, frame_mask: jax.Array | None) -> jax.Array:
         size = self.channels, self.kernel, self.stride
         convolution = Conv(*size, self.use_bias, self.dtype, name="conv")
+        if self.norm == "none":
+            return gelu(convolution(x))
+        scale, bias = LayerNorm(name="layer_norm").weights(self.channels)
         if self.norm == "layer_norm":
             weights = convolution.weights(x.shape[-1])
-            affine = LayerNorm(name="layer_norm").weights(self.channels)
-            return conv_norm_gelu(x, *weights, *affine, self.stride, self.dtype)
-        x = convolution(x)
-        if self.norm == "group_norm":
-            x = InstanceNorm(self.dtype, name="layer_norm")(x, frame_mask)
-        return gelu(x)
+            return conv_norm_gelu(x, *weights, scale, bias, self.stride, self.dtype)
+        normed = instance_norm(convolution(x), frame_mask) * scale + bias
+        return gelu(normed.astype(self.dtype))
 
 
 class Frontend(nn.Module):
@@ -111,26 +99,17 @@ class FeatureExtractor(Frontend):
     def __call__(self, waveforms: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
         x = waveforms[..., None]  # [B, S, 1]
         block_class = nn.remat(ConvLayerBlock) if self.remat else ConvLayerBlock
-        layers = self.config.extractor_conv_layer_config
-        for i, (channels, kernel, stride) in enumerate(layers):
-            norm = self.config.extractor_mode
-            if norm == "group_norm" and i > 0:
-                norm = "none"
-            frame_mask = None
-            if norm == "group_norm" and lengths is not None:
-                first = conv_framing(layers[:1])
-                frames = jnp.arange(first.num_frames(x.shape[1]))
-                frame_mask = frames < first.num_frames(lengths)[:, None]
-            block = block_class(
-                channels,
-                kernel,
-                stride,
-                norm,
-                self.config.extractor_conv_bias,
-                self.dtype,
-                name=f"conv_layers_{i}",
-            )
+        norm, layers = self.config.extractor_mode, self.config.extractor_conv_layer_config
+        frame_mask = None
+        if norm == "group_norm" and lengths is not None:
+            first = conv_framing(layers[:1])
+            frames = jnp.arange(first.num_frames(x.shape[1]))
+            frame_mask = frames < first.num_frames(lengths)[:, None]
+        bias = self.config.extractor_conv_bias
+        for i, size in enumerate(layers):
+            block = block_class(*size, norm, bias, self.dtype, name=f"conv_layers_{i}")
             x = block(x, frame_mask)
+            norm = "none" if norm == "group_norm" else norm  # the first layer's alone
         return x
 
 
