@@ -27,8 +27,7 @@ from spidr_jax.eval.alignment import FRAMES_PER_SECOND
 from spidr_jax.inference import model as inference
 from spidr_jax.inference import outputs as of_corpus
 from spidr_jax.inference.datasets import EvaluationSet, open_set
-from spidr_jax.inference.forward import KINDS, layers_of, make_joint_forward
-from spidr_jax.inference.quantiser import with_kmeans
+from spidr_jax.inference.forward import KINDS, layers_of, make_forward
 from spidr_jax.inference.scores import count_items, score_abx, score_units
 from spidr_jax.model.config import ModelConfig
 from spidr_jax.ops import platform
@@ -63,7 +62,7 @@ def _checkpoint(args: argparse.Namespace, model: inference.SpeechModel) -> tuple
     seconds = args.batch_seconds or platform.choose(20, 240)
 
     def run(corpus: Corpus, layers: _Layers) -> Any:
-        forward = make_joint_forward(model.config, inference.DTYPES[args.precision], layers)
+        forward = make_forward(model.config, inference.DTYPES[args.precision], layers)
         samples = round(seconds * audio.SAMPLE_RATE)
         return of_corpus.of_model(forward, model.params, model.config, corpus, samples)
 
@@ -92,7 +91,7 @@ def _score(
         if features:
             other = args.kmeans_manifest
             fitted_on = collect(open_manifest(other), features) if other else outputs
-            outputs = with_kmeans(outputs, fitted_on, args.kmeans, args.seed)
+            outputs = of_corpus.with_kmeans(outputs, fitted_on, args.kmeans, args.seed)
         sources = [(kind, layer) for kind, numbers in wanted.items() for layer in numbers]
         outputs = outputs._replace(arrays={source: outputs.arrays[source] for source in sources})
         units = score_units(outputs, evaluation, {"units": codes, "kmeans": args.kmeans})

@@ -18,8 +18,8 @@ from spidr_jax.eval.alignment import read_alignment
 from spidr_jax.eval.mfcc import mfcc
 from spidr_jax.inference import datasets as evaluation_sets
 from spidr_jax.inference import outputs as of_corpus
-from spidr_jax.inference.forward import make_joint_forward
-from spidr_jax.inference.quantiser import with_kmeans
+from spidr_jax.inference.forward import make_forward
+from spidr_jax.inference.outputs import with_kmeans
 
 SPEAKERS = {"s": 1.0, "t": 1.15}
 PHONES = {"A": 0.06, "E": 0.11, "O": 0.2, "SIL": 0.0}  # radians a sample
@@ -155,7 +155,7 @@ def test_kmeans_units_are_those_of_the_layer_s_features(folder: Path, told: Any)
     # exactly the same outputs, as the rounds of k-means enlarge the smallest difference
     speech = spidr_jax.load(folder / "run")
     layers = {"features": (1, 2, 3), "codebooks": (2, 3), "units": (2, 3)}
-    forward = make_joint_forward(speech.config, jnp.float32, layers)
+    forward = make_forward(speech.config, jnp.float32, layers)
     corpus = open_manifest(folder / "manifest.csv")
     found = of_corpus.of_model(forward, speech.params, speech.config, corpus, 320_000)
     with of_corpus.collected(found, layers) as outputs:
@@ -171,7 +171,7 @@ def test_one_pass_gives_all_layers_and_kinds(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made: list[Any] = []
-    make = evaluate.make_joint_forward
+    make = evaluate.make_forward
 
     def counting(config: Any, dtype: Any, layers: Any) -> Any:
         forward = make(config, dtype, layers)
@@ -182,7 +182,7 @@ def test_one_pass_gives_all_layers_and_kinds(
 
         return run
 
-    monkeypatch.setattr(evaluate, "make_joint_forward", counting)
+    monkeypatch.setattr(evaluate, "make_forward", counting)
     assert evaluate.main(command(folder, "--kmeans", "3", "--batch-seconds", "1")) == 0
     # one row for each utterance: a batch holds one second
     assert [len(lengths) for lengths in made] == [1] * 8

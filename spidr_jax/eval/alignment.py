@@ -40,7 +40,7 @@ def read_alignment(path: str | os.PathLike[str]) -> dict[str, NDArray[np.str_]]:
                 fileid, segment = _parse(line, path, number)
                 known = segments.setdefault(fileid, [])
                 if known and segment[0] < known[-1][1] - 1e-6:
-                    _refuse(path, number, f"{fileid} is at {known[-1][1]} s already: {line!r}")
+                    refuse(path, number, f"{fileid} is at {known[-1][1]} s already: {line!r}")
                 known.append(segment)
     if not segments:
         raise ValueError(f"{os.fspath(path)}: holds no alignment")
@@ -52,13 +52,14 @@ def _parse(line: str, path: str | os.PathLike[str], number: int) -> tuple[str, _
         fileid, onset, offset, phone = line.split()
         start, end = float(onset), float(offset)
     except ValueError:
-        _refuse(path, number, f"is not `fileid onset offset phone`: {line!r}")
+        refuse(path, number, f"is not `fileid onset offset phone`: {line!r}")
     if not 0 <= start <= end < math.inf:
-        _refuse(path, number, f"onset and offset must be times, in order: {line!r}")
+        refuse(path, number, f"onset and offset must be times, in order: {line!r}")
     return fileid, (start, end, phone)
 
 
-def _refuse(path: str | os.PathLike[str], number: int, reason: str) -> NoReturn:
+def refuse(path: str | os.PathLike[str], number: int, reason: str) -> NoReturn:
+    """Raise a ValueError that names a file's line."""
     raise ValueError(f"{os.fspath(path)}:{number}: {reason}")
 
 

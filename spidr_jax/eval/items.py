@@ -6,13 +6,13 @@ n items, F frames of all files one after another.
 import os
 from collections.abc import Iterable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spidr_jax.data import storage
-from spidr_jax.eval.alignment import FRAMES_PER_SECOND
+from spidr_jax.eval.alignment import FRAMES_PER_SECOND, refuse
 
 COLUMNS = ("#file", "onset", "offset", "#phone", "prev-phone", "next-phone", "speaker")
 _HALF = Decimal("0.5")
@@ -74,14 +74,14 @@ def read_items(path: str | os.PathLike[str], frames_per_second: float = FRAMES_P
     header = lines[0]
     for name in COLUMNS:
         if name not in header:
-            _refuse(path, 1, f"has no column {name!r}: allowed is `{' '.join(COLUMNS)}`")
+            refuse(path, 1, f"has no column {name!r}: allowed is `{' '.join(COLUMNS)}`")
     places = [header.index(name) for name in COLUMNS]
     texts, times = [], []
     for number, fields in enumerate(lines[1:], 2):
         if not fields:
             continue
         if len(fields) != len(header):
-            _refuse(path, number, f"{len(fields)} fields where the first line has {len(header)}")
+            refuse(path, number, f"{len(fields)} fields where the first line has {len(header)}")
         fileid, onset, offset, *labels = (fields[place] for place in places)
         texts.append((fileid, *labels))
         times.append(_frames(onset, offset, frames_per_second, path, number))
@@ -98,25 +98,17 @@ def _frames(
     try:
         begin, finish = Decimal(onset), Decimal(offset)
     except InvalidOperation:
-        _refuse(path, number, f"onset and offset must be seconds: {onset} {offset}")
+        refuse(path, number, f"onset and offset must be seconds: {onset} {offset}")
     # also refuses NaN, whose comparison with <= would raise
     if not (begin.is_finite() and finish.is_finite() and 0 <= begin <= finish):
-        _refuse(path, number, f"onset and offset must be times, in order: {onset} {offset}")
+        refuse(path, number, f"onset and offset must be times, in order: {onset} {offset}")
     low = (begin * Decimal(rate) - _HALF).to_integral_value(ROUND_CEILING)
     high = (finish * Decimal(rate) - _HALF).to_integral_value(ROUND_FLOOR)
     return int(low), int(high) + 1
 
 
-def _refuse(path: str | os.PathLike[str], number: int, reason: str) -> NoReturn:
-    raise ValueError(f"{os.fspath(path)}:{number}: {reason}")
-
-
 def places(lengths: Iterable[tuple[str, int]]) -> dict[str, tuple[int, int]]:
-    """First frame and number of frames of each file, when files stand one after another.
-
-    Args:
-        lengths: file ids and their numbers of frames, in order.
-    """
+    """First frame and number of frames of each file, from their lengths one after another."""
     found, total = {}, 0
     for fileid, length in lengths:
         found[fileid] = (total, length)

@@ -41,15 +41,7 @@ def fit(frames: NDArray[np.floating], clusters: int, seed: int = 0) -> NDArray[n
 
 
 def assign(frames: NDArray[np.floating], centres: NDArray[np.float32]) -> NDArray[np.int32]:
-    """The nearest centre of each frame.
-
-    Args:
-        frames: [N, D].
-        centres: [K, D], of `fit`.
-
-    Returns:
-        Numbers of centres [N].
-    """
+    """The nearest centre [N] of each frame [N, D], of the centres [K, D] that `fit` gives."""
     from sklearn.metrics import pairwise_distances_argmin
 
     return np.asarray(pairwise_distances_argmin(frames, centres), np.int32)

@@ -32,12 +32,9 @@ def table(scores: Scores, clusters: int = 0) -> str:
     lines = [["layer", "output", *(describe(name).label for name in names)]]
     for (kind, layer), values in scores.items():
         output = f"k-means {clusters}" if kind == "kmeans" else kind
-        lines.append([str(layer), output, *(_cell(values, name) for name in names)])
+        texts = [describe(name).text(values[name]) if name in values else "" for name in names]
+        lines.append([str(layer), output, *texts])
     return aligned(lines)
-
-
-def _cell(values: Mapping[str, float], name: str) -> str:
-    return describe(name).text(values[name]) if name in values else ""
 
 
 def notes(scores: Scores, counts: Mapping[str, int]) -> list[str]:

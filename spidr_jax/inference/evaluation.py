@@ -7,7 +7,7 @@ from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.eval.metrics import METRICS, Key, key_text, parse_key
 from spidr_jax.inference import outputs
 from spidr_jax.inference.datasets import EvaluationSet
-from spidr_jax.inference.forward import make_joint_forward
+from spidr_jax.inference.forward import make_forward
 from spidr_jax.inference.scores import score_abx, score_units
 from spidr_jax.model.config import ModelConfig
 from spidr_jax.model.model import Params
@@ -49,7 +49,7 @@ def make_measure(
     """
     kinds = [("units", evaluation.phones), ("codebooks", evaluation.items)]
     asked = {kind: model.codebook_layers for kind, known in kinds if known is not None}
-    forward = make_joint_forward(model, dtype, asked)
+    forward = make_forward(model, dtype, asked)
 
     def measure(params: Params) -> dict[str, float]:
         stream = outputs.of_model(

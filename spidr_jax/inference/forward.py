@@ -14,28 +14,20 @@ from spidr_jax.model import model
 from spidr_jax.model.config import ModelConfig
 
 KINDS = ("features", "codebooks", "units")
-Forward = Callable[[model.Params, Any, Any], jax.Array]
-JointForward = Callable[[model.Params, Any, Any], dict[str, jax.Array]]
+Forward = Callable[[model.Params, Any, Any], dict[str, jax.Array]]
 
 
-def make_forward(config: ModelConfig, dtype: Any, kind: str, layers: tuple[int, ...]) -> Forward:
-    """Make the jitted function (params, waveforms [B, S], lengths [B]) -> output of `layers`.
+def make_forward(config: ModelConfig, dtype: Any, layers: Mapping[str, tuple[int, ...]]) -> Forward:
+    """Make the jitted function (params, waveforms [B, S], lengths [B]) -> outputs by kind.
 
     Features are the layers' feed-forward outputs before the residual, float32 [n, B, T, D];
     codebooks the probabilities of their heads, float32 [n, B, T, V]; units the most probable
     codes, int32 [n, B, T]. The audio is not masked. Only what the layers need is computed.
 
-    Raises:
-        ValueError: a layer does not exist, or has no head.
-    """
-    forward = make_joint_forward(config, dtype, {kind: layers})
-    return jax.jit(lambda params, waveforms, lengths: forward(params, waveforms, lengths)[kind])
-
-
-def make_joint_forward(
-    config: ModelConfig, dtype: Any, layers: Mapping[str, tuple[int, ...]]
-) -> JointForward:
-    """Make the jitted function that gives several kinds of output at once, each of its layers.
+    Args:
+        config: the architecture.
+        dtype: type of the computation.
+        layers: the layers' numbers of each kind that is asked for.
 
     Raises:
         ValueError: a layer does not exist, or has no head.
@@ -49,7 +41,8 @@ def make_joint_forward(
     nets = model.build(config, dtype)
 
     def forward(params: model.Params, waveforms: jax.Array, lengths: jax.Array) -> Any:
-        with _precision(dtype):
+        exact = dtype == jnp.float32  # where the hardware's default would be less
+        with jax.default_matmul_precision("float32") if exact else contextlib.nullcontext():
             feats, frame_mask = model.extract(nets, params, waveforms, lengths)
             encoded = model.encode(nets, params["student"], feats, frame_mask)
             return {
@@ -78,10 +71,3 @@ def _output(
         return jnp.stack([outputs[layer - 1] for layer in layers]).astype(jnp.float32)
     logits = model.predict(nets, params, final, outputs, layers)
     return jnp.argmax(logits, axis=-1) if kind == "units" else jax.nn.softmax(logits)
-
-
-def _precision(dtype: Any) -> contextlib.AbstractContextManager[Any]:
-    """Float32 means float32, where the hardware's default would be less."""
-    if dtype == jnp.float32:
-        return jax.default_matmul_precision("float32")
-    return contextlib.nullcontext()

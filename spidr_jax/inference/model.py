@@ -92,12 +92,8 @@ class SpeechModel:
         self, waveform: Any, layer: int | Sequence[int] | None = None, **options: Any
     ) -> np.ndarray:
         """Probabilities of the layer's codes, float32 [(n, B,) T, V]; of all K layers if None."""
-        return self._ask(
-            "codebooks",
-            waveform,
-            self.config.codebook_layers if layer is None else layer,
-            **options,
-        )
+        layer = self.config.codebook_layers if layer is None else layer
+        return self._ask("codebooks", waveform, layer, **options)
 
     def units(self, waveform: Any, layer: int | Sequence[int] = 6, **options: Any) -> np.ndarray:
         """The layer's most probable codes, int32 [(n, B,) T]."""
@@ -110,7 +106,7 @@ class SpeechModel:
     def forward(self, kind: str, layers: tuple[int, ...]) -> Forward:
         """The jitted function for these layers, made once; see `forward.make_forward`."""
         if (kind, layers) not in self._forwards:
-            self._forwards[kind, layers] = make_forward(self.config, self._dtype, kind, layers)
+            self._forwards[kind, layers] = make_forward(self.config, self._dtype, {kind: layers})
         return self._forwards[kind, layers]
 
     def stream(
@@ -119,7 +115,8 @@ class SpeechModel:
         """Outputs [n, T, ...] of many standardised utterances; see `stream`."""
         forward = self.forward(kind, layers)
         options = {"max_samples": self._max_samples} | options
-        return stream(forward, self.params, self.config.framing, utterances, **options)
+        outputs = stream(forward, self.params, self.config.framing, utterances, **options)
+        return ((key, found[kind]) for key, found in outputs)
 
     def _ask(
         self,

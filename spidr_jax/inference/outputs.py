@@ -1,4 +1,4 @@
-"""The outputs of a whole corpus: of each layer of a model, or MFCC.
+"""The outputs of a whole corpus: of each layer of a model, MFCC, or their k-means units.
 
 F frames of all files one after another, D width.
 """
@@ -13,9 +13,10 @@ import numpy as np
 
 from spidr_jax.data import audio, parallel
 from spidr_jax.data.corpus import Corpus, Row
+from spidr_jax.eval import kmeans
 from spidr_jax.eval.items import places
 from spidr_jax.eval.results import Source
-from spidr_jax.inference.forward import JointForward
+from spidr_jax.inference.forward import Forward
 from spidr_jax.inference.stream import stream
 from spidr_jax.model import model
 from spidr_jax.model.config import ModelConfig
@@ -74,7 +75,7 @@ def collected(
 
 
 def of_model(
-    forward: JointForward,
+    forward: Forward,
     params: model.Params,
     config: ModelConfig,
     corpus: Corpus,
@@ -84,7 +85,7 @@ def of_model(
     """Outputs of every utterance by one forward pass, as `collected` takes them.
 
     Args:
-        forward: forward pass from `forward.make_joint_forward`.
+        forward: forward pass from `forward.make_forward`.
         params: the student side's parameters.
         config: the architecture.
         corpus: the utterances.
@@ -123,6 +124,20 @@ def of_mfcc(corpus: Corpus) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
 
     for fileid, values in _read(corpus, features, _TITLE):
         yield fileid, {"features": values[None]}
+
+
+def with_kmeans(outputs: Outputs, fitted_on: Outputs, clusters: int, seed: int) -> Outputs:
+    """Add k-means units of all features, with centres fitted on those of `fitted_on`.
+
+    Raises:
+        ValueError: see `kmeans.fit`.
+    """
+    arrays = dict(outputs.arrays)
+    for (kind, layer), array in outputs.arrays.items():
+        if kind == "features":
+            centres = kmeans.fit(fitted_on.arrays[kind, layer], clusters, seed)
+            arrays["kmeans", layer] = kmeans.assign(array, centres)
+    return outputs._replace(arrays=arrays)
 
 
 def _read(corpus: Corpus, function: Any, title: str) -> Iterator[tuple[str, np.ndarray]]:

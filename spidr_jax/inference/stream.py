@@ -11,6 +11,7 @@ of the group_norm extractor is over the window.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from spidr_jax.data.audio import SAMPLE_RATE
-from spidr_jax.inference.forward import Forward, JointForward
+from spidr_jax.inference.forward import Forward
 from spidr_jax.model.config import Framing
 
 CONTEXT = 2.0  # seconds
 MAX_SECONDS = 40.0
 _STEPS = 4  # lengths in an octave: at most a quarter of a window is padding, a ninth on average
 _SHORTEST = 4_096
-Put = Callable[[np.ndarray], Any]
 Utterance = tuple[Any, np.ndarray]
 
 
@@ -48,14 +48,8 @@ class _Piece(NamedTuple):
     ends: bool
 
 
-class _Batch(NamedTuple):
-    pieces: list[_Piece]
-    rows: int
-    length: int
-
-
 def stream(
-    forward: Forward | JointForward,
+    forward: Forward,
     params: Any,
     framing: Framing,
     utterances: Iterable[Utterance],
@@ -63,12 +57,12 @@ def stream(
     batch_samples: int,
     max_samples: int = round(MAX_SECONDS * SAMPLE_RATE),
     devices: int = 1,
-    put: Put = jnp.asarray,
-) -> Iterator[tuple[Any, Any]]:
-    """Outputs [n, T, ...] of many utterances, in their order, in batches of a few shapes.
+    put: Callable[[np.ndarray], Any] = jnp.asarray,
+) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+    """Outputs [n, T, ...] by kind of many utterances, in their order, in batches of a few shapes.
 
     Args:
-        forward: from `make_forward`, or `make_joint_forward` for a dict of outputs by kind.
+        forward: from `make_forward`.
         params: the student side's parameters.
         framing: hop and receptive field of the model's frames.
         utterances: keys with standardised waveforms [S], best sorted by length.
@@ -77,15 +71,18 @@ def stream(
         devices: number that the rows of a batch are a multiple of.
         put: function that brings an array of a batch, [B, ...], to the devices.
     """
-    whole: list[Any] = []
-    for batch in _batches(_pieces(utterances, framing, max_samples), batch_samples, devices):
-        outputs = _run(forward, params, batch, put)
-        for piece, output in zip(batch.pieces, outputs, strict=True):
-            first, end = piece.window.first, piece.window.first + piece.window.frames
-            whole.append(jax.tree.map(lambda x, kept=slice(first, end): x[:, kept], output))
+    whole: dict[str, list[np.ndarray]] = defaultdict(list)
+    pieces = _pieces(utterances, framing, max_samples)
+    for batch, waveforms, lengths in _batches(pieces, batch_samples, devices):
+        outputs = jax.tree.map(np.asarray, forward(params, put(waveforms), put(lengths)))
+        for row, piece in enumerate(batch):
+            kept = slice(piece.window.first, piece.window.first + piece.window.frames)
+            for kind, values in outputs.items():
+                whole[kind].append(values[:, row, kept])
             if piece.ends:
-                yield piece.key, jax.tree.map(_joined, *whole)
-                whole = []
+                joined = {kind: np.concatenate(parts, axis=1) for kind, parts in whole.items()}
+                yield piece.key, joined
+                whole.clear()
 
 
 def cut(num_samples: int, framing: Framing, max_samples: int) -> list[Window]:
@@ -131,8 +128,10 @@ def _pieces(
             yield _Piece(key, samples, window, i == len(cuts) - 1)
 
 
-def _batches(pieces: Iterable[_Piece], batch_samples: int, devices: int) -> Iterator[_Batch]:
-    """Fill batches in order; their rows depend on their length alone."""
+def _batches(
+    pieces: Iterable[_Piece], batch_samples: int, devices: int
+) -> Iterator[tuple[list[_Piece], np.ndarray, np.ndarray]]:
+    """Fill batches in order, each with waveforms and lengths; rows depend on their length alone."""
 
     def rows(length: int) -> int:
         return max(batch_samples // length // devices, 1) * devices
@@ -142,24 +141,18 @@ def _batches(pieces: Iterable[_Piece], batch_samples: int, devices: int) -> Iter
     for piece in pieces:
         longer = max(length, round_up(len(piece.samples)))
         if batch and len(batch) + 1 > rows(longer):
-            yield _Batch(batch, rows(length), length)
+            yield batch, *_padded(batch, rows(length), length)
             batch, longer = [], round_up(len(piece.samples))
         batch.append(piece)
         length = longer
     if batch:
-        yield _Batch(batch, rows(length), length)
+        yield batch, *_padded(batch, rows(length), length)
 
 
-def _run(forward: Forward | JointForward, params: Any, batch: _Batch, put: Put) -> list[Any]:
-    """Outputs [n, T, ...] of the pieces of a batch, padded frames included."""
-    waveforms = np.zeros((batch.rows, batch.length), np.float32)
-    lengths = np.full(batch.rows, batch.length, np.int32)
-    for row, piece in enumerate(batch.pieces):
+def _padded(pieces: list[_Piece], rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    waveforms = np.zeros((rows, length), np.float32)
+    lengths = np.full(rows, length, np.int32)
+    for row, piece in enumerate(pieces):
         waveforms[row, : len(piece.samples)] = piece.samples
         lengths[row] = len(piece.samples)
-    output = jax.tree.map(np.asarray, forward(params, put(waveforms), put(lengths)))
-    return [jax.tree.map(lambda x, i=i: x[:, i], output) for i in range(len(batch.pieces))]
-
-
-def _joined(*parts: np.ndarray) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    return waveforms, lengths
