@@ -36,29 +36,20 @@ def attention(
         kernel = select_kernel("attention without dropout", qkv.dtype, (frames, *head))
     if kernel:
         return kernel.attention(qkv, frame_mask, seeds, rate)
-    return _attention(*(qkv[:, :, i] for i in range(3)), frame_mask, seeds, rate)
+    return _attention([qkv[:, :, i] for i in range(3)], frame_mask, seeds, rate)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    frame_mask: jax.Array | None,
-    seeds: jax.Array | None,
-    rate: float,
+    qkv: list[jax.Array], frame_mask: jax.Array | None, seeds: jax.Array | None, rate: float
 ) -> jax.Array:
-    return _forward(q, k, v, frame_mask, seeds, rate)[0]
+    return _forward(qkv, frame_mask, seeds, rate)[0]
 
 
 def _forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    frame_mask: jax.Array | None,
-    seeds: jax.Array | None,
-    rate: float,
+    qkv: list[jax.Array], frame_mask: jax.Array | None, seeds: jax.Array | None, rate: float
 ) -> tuple[jax.Array, Any]:
+    q, k, v = qkv
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores *= q.shape[-1] ** -0.5  # [B, H, T, T]
     if frame_mask is not None:
@@ -69,7 +60,7 @@ def _forward(
     kept = apply_mask(powers, seeds, rate, attention_keep_mask)
     output = jnp.einsum("bhqk,bkhd->bqhd", kept, v, preferred_element_type=jnp.float32)
     output *= _shares(totals, seeds, rate)
-    return output.astype(v.dtype), (q, k, v, powers, totals, output, seeds)
+    return output.astype(v.dtype), (qkv, powers, totals, output, seeds)
 
 
 def _shares(totals: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
@@ -77,12 +68,12 @@ def _shares(totals: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Arra
     return 1 / (totals * (1 - rate if seeds is not None else 1)).swapaxes(1, 2)[..., None]
 
 
-def _backward(rate: float, saved: Any, g: jax.Array) -> tuple[jax.Array | None, ...]:
+def _backward(rate: float, saved: Any, g: jax.Array) -> tuple[list[jax.Array], None, None]:
     """As in flash attention, the softmax's row sums come from the output, not from [T, T].
 
     The output is kept in float32 for that: rounded, it would double the gradients' error.
     """
-    q, k, v, powers, totals, output, seeds = saved
+    (q, k, v), powers, totals, output, seeds = saved
     seeds = recompute(seeds)
     sums = (g.astype(jnp.float32) * output).sum(axis=-1).swapaxes(1, 2)  # [B, H, T]
     shares = (g * _shares(totals, seeds, rate)).astype(v.dtype)
@@ -95,7 +86,7 @@ def _backward(rate: float, saved: Any, g: jax.Array) -> tuple[jax.Array | None, 
     slopes = slopes.astype(q.dtype)
     q_gradient = jnp.einsum("bhqk,bkhd->bqhd", slopes, k)
     k_gradient = jnp.einsum("bhqk,bqhd->bkhd", slopes, q)
-    return q_gradient, k_gradient, v_gradient, None, None
+    return [q_gradient, k_gradient, v_gradient], None, None
 
 
 _attention.defvjp(_forward, _backward)

@@ -16,8 +16,9 @@ from spidr_jax.ops.dispatch import select_kernel
 from spidr_jax.ops.dropout import apply_dropout, recompute
 from spidr_jax.ops.reference import EPSILON
 
+Maybe = jax.Array | None
 Saved = Any
-Gradients = tuple[jax.Array | None, ...]
+Gradients = tuple[Maybe, ...]
 
 
 def _phi(x: jax.Array) -> jax.Array:
@@ -52,13 +53,13 @@ def _standardise(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return centred * inverse, mean, inverse
 
 
-def _affine(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+def _affine(x: jax.Array, scale: Maybe, bias: Maybe) -> jax.Array:
     x = x if scale is None else x * scale
     return x if bias is None else x + bias
 
 
 @jax.custom_vjp
-def layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+def layer_norm(x: jax.Array, scale: Maybe, bias: Maybe) -> jax.Array:
     """LayerNorm over the last axis: biased variance, eps 1e-5; scale and bias float32 or None."""
     return _xla_forward(x, scale, bias, gelu=False)[0]  # which XLA fuses with what is before
 
@@ -67,26 +68,20 @@ def _kernel(x: jax.Array) -> Any:
     return select_kernel("norms", x.dtype, x.shape[-1]) if x.ndim == 3 else None
 
 
-def _forward(
-    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, gelu: bool
-) -> tuple[jax.Array, Saved]:
+def _forward(x: jax.Array, scale: Maybe, bias: Maybe, gelu: bool) -> tuple[jax.Array, Saved]:
     if own := _kernel(x):
         output, *statistics = own.forward(x, scale, bias, gelu)
         return output, (x, *(each[..., None] for each in statistics), scale, bias)
     return _xla_forward(x, scale, bias, gelu)
 
 
-def _xla_forward(
-    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, gelu: bool
-) -> tuple[jax.Array, Saved]:
+def _xla_forward(x: jax.Array, scale: Maybe, bias: Maybe, gelu: bool) -> tuple[jax.Array, Saved]:
     standard, mean, inverse = _standardise(x.astype(jnp.float32))
     y = _affine(standard, scale, bias)
     return (y * _phi(y) if gelu else y).astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
-def _backward(
-    saved: Saved, g: jax.Array, seeds: jax.Array | None, rate: float, gelu: bool
-) -> Gradients:
+def _backward(saved: Saved, g: jax.Array, seeds: Maybe, rate: float, gelu: bool) -> Gradients:
     """Of x, of what was dropped (that of x without seeds), of scale and of bias."""
     x, mean, inverse, scale, bias = saved
     if own := _kernel(x):
@@ -95,9 +90,7 @@ def _backward(
     return _xla_backward(saved, g, seeds, rate, gelu)
 
 
-def _xla_backward(
-    saved: Saved, g: jax.Array, seeds: jax.Array | None, rate: float, gelu: bool
-) -> Gradients:
+def _xla_backward(saved: Saved, g: jax.Array, seeds: Maybe, rate: float, gelu: bool) -> Gradients:
     """The gradient at the norm's output is computed again for its sums: stored, it is float32."""
     x, mean, inverse, scale, bias = saved
 
@@ -131,7 +124,7 @@ layer_norm.defvjp(partial(_forward, gelu=False), partial(_layer_norm_backward, F
 
 
 @jax.custom_vjp
-def layer_norm_gelu(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+def layer_norm_gelu(x: jax.Array, scale: Maybe, bias: Maybe) -> jax.Array:
     """GELU of the LayerNorm of x."""
     return _forward(x, scale, bias, gelu=True)[0]
 
@@ -141,12 +134,7 @@ layer_norm_gelu.defvjp(partial(_forward, gelu=True), partial(_layer_norm_backwar
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def add_layer_norm(
-    residual: jax.Array,
-    x: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    seeds: jax.Array | None,
-    rate: float,
+    residual: jax.Array, x: jax.Array, scale: Maybe, bias: Maybe, seeds: Maybe, rate: float
 ) -> jax.Array:
     """LayerNorm of residual + dropout(x), both [B, ..., D]; seeds as in `dropout`."""
     # Else XLA for GPUs computes in each layer the norms of all layers before again: where no
@@ -156,20 +144,13 @@ def add_layer_norm(
 
 
 def _add_layer_norm(
-    residual: jax.Array,
-    x: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    seeds: jax.Array | None,
-    rate: float,
+    residual: jax.Array, x: jax.Array, scale: Maybe, bias: Maybe, seeds: Maybe, rate: float
 ) -> tuple[jax.Array, Saved]:
     output, saved = _forward(residual + apply_dropout(x, seeds, rate), scale, bias, gelu=False)
     return output, (saved, seeds)
 
 
-def _add_layer_norm_backward(
-    rate: float, saved: Saved, g: jax.Array
-) -> tuple[jax.Array | None, ...]:
+def _add_layer_norm_backward(rate: float, saved: Saved, g: jax.Array) -> tuple[Maybe, ...]:
     norm_saved, seeds = saved
     return *_backward(norm_saved, g, seeds, rate, gelu=False), None
 
@@ -177,7 +158,7 @@ def _add_layer_norm_backward(
 add_layer_norm.defvjp(_add_layer_norm, _add_layer_norm_backward)
 
 
-def instance_norm(x: jax.Array, frame_mask: jax.Array | None = None) -> jax.Array:
+def instance_norm(x: jax.Array, frame_mask: Maybe = None) -> jax.Array:
     """Standardise each channel of each utterance over its valid frames, in float32.
 
     Args:

@@ -34,18 +34,6 @@ def layer_norm_gelu(x: jax.Array, scale: jax.Array | None, bias: jax.Array | Non
     return gelu(layer_norm(x, scale, bias))
 
 
-def add_layer_norm(
-    residual: jax.Array,
-    x: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    seeds: jax.Array | None,
-    rate: float,
-) -> jax.Array:
-    """LayerNorm of residual + dropout(x)."""
-    return layer_norm(residual + apply_dropout(x, seeds, rate), scale, bias)
-
-
 def grouped_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve [B, T, C] with a kernel [K, C / groups, D], K // 2 zeros at either end."""
     taps, channels, _ = kernel.shape

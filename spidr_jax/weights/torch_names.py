@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from spidr_jax.model import model
 from spidr_jax.model.config import ModelConfig
@@ -86,15 +87,8 @@ def _empty(*shape: int) -> np.ndarray:
 
 
 def _tree(state: State, modules: Collection[str]) -> Tree:
-    tree: Tree = {}
-    for name, value in state.items():
-        if name.split(".")[0] in modules:
-            *parents, leaf = _path(name, value.ndim)
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = value.T
-    return tree
+    found = {n: value for n, value in state.items() if n.split(".")[0] in modules}
+    return unflatten_dict({_path(name, value.ndim): value.T for name, value in found.items()})
 
 
 def _stack(state: State, name: str) -> np.ndarray:
@@ -111,8 +105,8 @@ def torch_name(name: str) -> str:
     return f"{parents}.{'bias' if leaf == 'bias' else 'weight'}"
 
 
-def _path(name: str, rank: int) -> list[str]:
+def _path(name: str, rank: int) -> tuple[str, ...]:
     *parents, leaf = re.sub(r"\.(\d+)", r"_\1", name).split(".")
     if leaf == "weight":
         leaf = "scale" if rank == 1 else "kernel"
-    return [*parents, leaf]
+    return *parents, leaf

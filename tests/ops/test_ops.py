@@ -20,6 +20,7 @@ SEEDS = jax.random.bits(jax.random.key(9), (ROWS, 2), jnp.uint32)
 MASK = jnp.arange(FRAMES) < jnp.array([10, 7, 1])[:, None]
 X, HEAD = (ROWS, FRAMES, WIDTH), (ROWS, FRAMES, HEADS, WIDTH // HEADS)
 AFFINE = [(WIDTH,), (WIDTH,)]
+dropped = dropout.apply_dropout
 
 # name: ours, plain, and the shapes of the arguments that have gradients
 CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, ...]]]] = {
@@ -33,17 +34,17 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, .
     ),
     "add_layer_norm": (
         lambda *a: ops.add_layer_norm(*a, SEEDS, 0.3),
-        lambda *a: reference.add_layer_norm(*a, SEEDS, 0.3),
+        lambda r, x, *affine: reference.layer_norm(r + dropped(x, SEEDS, 0.3), *affine),
         [X, X, *AFFINE],
     ),
     "add_layer_norm without dropout": (
         lambda *a: ops.add_layer_norm(*a, None, 0.3),
-        lambda *a: reference.add_layer_norm(*a, None, 0.3),
+        lambda r, x, *affine: reference.layer_norm(r + x, *affine),
         [X, X, *AFFINE],
     ),
     "dropout": (
         lambda x: dropout.dropout(x, SEEDS, 0.3),
-        lambda x: dropout.apply_dropout(x, SEEDS, 0.3),
+        lambda x: dropped(x, SEEDS, 0.3),
         [X],
     ),
     "attention": (
