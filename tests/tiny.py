@@ -63,16 +63,7 @@ def config(manifest: Path, workdir: Path) -> ConfigDict:
     """The smoke recipe, smaller in every way: seconds to compile, milliseconds a step."""
     made = runpy.run_path(str(SMOKE))["get_config"]()
     made.update(workdir=str(workdir), steps=6, log_every=2, freeze_step=1000, evaluation="", seed=3)
-    made.model.update(
-        extractor_conv_layer_config=((16, 10, 5), *[(16, 3, 2)] * 4, *[(16, 2, 2)] * 2),
-        encoder_embed_dim=32,
-        encoder_num_layers=2,
-        encoder_num_heads=2,
-        encoder_pos_conv_depth=2,
-        encoder_ff_interm_features=48,
-        codebook_size=8,
-        num_codebooks=2,
-    )
+    made.model.update(FIELDS | {"encoder_num_layers": 2})
     made.data.update(
         embedded_corpus="",
         manifest=str(manifest),
@@ -109,6 +100,19 @@ FIELDS = {
     "encoder_num_heads": 2,
     "encoder_pos_conv_depth": 2,
     "encoder_ff_interm_features": 48,
+    "codebook_size": 8,
+    "num_codebooks": 2,
+}
+
+SMALLEST: dict[str, Any] = {  # for what takes many steps, or many compilations
+    "extractor_conv_layer_config": ((16, 10, 5), (16, 3, 2)),
+    "encoder_embed_dim": 16,
+    "encoder_pos_conv_depth": 1,
+    "encoder_pos_conv_kernel": 5,
+    "encoder_pos_conv_groups": 2,
+    "encoder_num_layers": 2,
+    "encoder_num_heads": 2,
+    "encoder_ff_interm_features": 32,
     "codebook_size": 8,
     "num_codebooks": 2,
 }

@@ -1,7 +1,6 @@
-"""The training step: pure, guarded against non-finite numbers, frozen on time, padded or not."""
+"""The training step: pure, guarded against non-finite numbers, frozen on time."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,96 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from steps import CONFIG, KEY, Step, compiled, make_batch, make_mask, same
 
-from spidr_jax.method import masking
 from spidr_jax.method import step as train_step
-from spidr_jax.method.codebook import CodebookConfig, CodebookState
-from spidr_jax.method.masking import MaskingConfig
-from spidr_jax.method.step import StepConfig, TrainState
+from spidr_jax.method.step import TrainState
 from spidr_jax.model import model as networks
-from spidr_jax.model.config import ModelConfig
-from spidr_jax.train import optim
-from spidr_jax.train.optim import OptimizerConfig
-
-MODEL = ModelConfig(
-    extractor_conv_layer_config=((16, 10, 5), (16, 3, 2)),
-    encoder_embed_dim=16,
-    encoder_pos_conv_depth=1,
-    encoder_pos_conv_kernel=5,
-    encoder_pos_conv_groups=2,
-    encoder_num_layers=2,
-    encoder_num_heads=2,
-    encoder_ff_interm_features=32,
-    codebook_size=8,
-    num_codebooks=2,
-)
-CONFIG = StepConfig(
-    model=MODEL,
-    masking=MaskingConfig(group_rows=2),
-    optimizer=OptimizerConfig(lr=1e-2, warmup_steps=0),
-    dtype=jnp.float32,
-)
-NO_DROPOUT = dataclasses.replace(
-    CONFIG,
-    model=dataclasses.replace(MODEL, encoder_dropout=0.0, encoder_attention_dropout=0.0),
-)
-SAMPLES = 500
-FRAMES = MODEL.framing.num_frames(SAMPLES)
-KEY = jax.random.key(7)
-Batch = dict[str, Any]
-Metrics = dict[str, np.ndarray]
-Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
-
-
-def make_batch(seed: int = 0, rows: int = 4) -> dict[str, jax.Array]:
-    waveforms = np.random.default_rng(seed).standard_normal((rows, SAMPLES))
-    return {"waveforms": jnp.asarray(waveforms, jnp.float32)}
-
-
-def make_mask(seed: int = 0, rows: int = 4, frames: int = FRAMES) -> np.ndarray:
-    draw = np.random.default_rng(seed)
-    order = np.stack([draw.permutation(frames) for _ in range(rows)])
-    return order < frames // 2
-
-
-@pytest.fixture(scope="module")
-def state() -> TrainState:
-    return jax.jit(train_step.init_state, static_argnums=0)(CONFIG, jax.random.key(0))
-
-
-def compiled(config: StepConfig, frozen: bool = False) -> Step:
-    """The jitted step, with metrics in numpy."""
-    step = jax.jit(train_step.make_train_step(config, frozen))
-
-    def run(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        after, metrics = step(state, batch, key)
-        return after, jax.device_get(metrics)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def step() -> Step:
-    return compiled(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def plain_step() -> Step:
-    """Without dropout."""
-    return compiled(NO_DROPOUT)
-
-
-@pytest.fixture(scope="module")
-def evaluate() -> Callable[[TrainState, Batch, jax.Array], Metrics]:
-    evaluate = jax.jit(train_step.make_eval_step(CONFIG))
-    return lambda state, batch, key: jax.device_get(evaluate(state, batch, key))
-
-
-def same(a: Any, b: Any) -> bool:
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        np.array_equal(x, y, equal_nan=True)
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
 
 
 def test_a_step_is_pure(state: TrainState, step: Step) -> None:
@@ -176,13 +90,6 @@ def test_metrics_are_means_of_their_values_per_codebook(state: TrainState, step:
         assert values.shape == (2,)
         assert metrics[name] == pytest.approx(values.mean(), rel=1e-6)
     assert metrics["learning_rate"] == pytest.approx(1e-2)
-    assert metrics["teacher_decay"] == pytest.approx(0.999, rel=1e-6)
-
-
-def test_a_fresh_models_loss_is_near_the_logarithm_of_the_codebook_size(
-    state: TrainState, step: Step
-) -> None:
-    assert step(state, make_batch(), KEY)[1]["loss"] == pytest.approx(np.log(8), abs=0.7)
 
 
 def test_target_statistics_are_those_of_the_masked_frames(
@@ -233,17 +140,10 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(
     assert metrics["skipped"] == 1
     assert (after.step, after.skipped) == (2, 1)
     assert same(after._replace(step=state.step, skipped=state.skipped), state)
-
-
-def test_the_next_clean_step_after_a_skipped_one_trains(state: TrainState, step: Step) -> None:
-    batch = make_batch()
-    bad = {"waveforms": batch["waveforms"].at[0, 0].set(jnp.nan)}
-    state, _ = step(state, bad, KEY)
-    after, metrics = step(state, batch, KEY)
-    assert np.isfinite(metrics["loss"])
-    assert (after.step, after.skipped) == (2, 1)
-    assert not same(after.params, state.params)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+    if fault != "infinite gradient":
+        trained, _ = step(after, batch, KEY)
+        assert (trained.step, trained.skipped) == (3, 1)
+        assert not same(trained.params, state.params)
 
 
 def test_repeated_steps_on_one_batch_lower_the_loss(state: TrainState, plain_step: Step) -> None:
@@ -281,147 +181,6 @@ def test_bf16_keeps_float32_state_and_a_loss_near_float32s(state: TrainState, st
     assert metrics["loss"] == pytest.approx(full["loss"], rel=0.02)
     assert metrics["loss"] != full["loss"]
     assert after.skipped == 0
-
-
-def test_the_mask_embedding_has_a_gradient_and_is_used_at_masked_frames_only(
-    state: TrainState, evaluate: Callable[..., Metrics], step: Step
-) -> None:
-    after, _ = step(state, make_batch(), KEY)
-    assert (after.opt_state[1].mu["mask_embedding"] != 0).all()
-    # where every frame is masked, the student knows nothing of the audio, the teacher all
-    everything = jnp.ones((4, FRAMES), bool)
-    moved = state._replace(params=state.params | {"mask_embedding": jnp.zeros(16)})
-    batch = make_batch() | {"mask": everything}
-    a, b = evaluate(state, batch, KEY), evaluate(moved, batch, KEY)
-    assert a["pred_ppl"] != b["pred_ppl"]
-    assert a["target_ppl"] == b["target_ppl"]
-
-
-def test_an_unmasked_frame_counts_as_context_only(
-    state: TrainState, evaluate: Callable[..., Metrics]
-) -> None:
-    """Masked frames count the same however many unmasked ones there are: sums add up."""
-    mask = jnp.asarray(make_mask())
-    results = evaluate(state, make_batch() | {"mask": mask}, KEY)
-    assert results["masked_frames"] == mask.sum()
-    # one row's mask emptied: its frames leave the sums, and the other rows' stay as they were
-    parts = []
-    for row in range(4):
-        alone = mask & (jnp.arange(4) == row)[:, None]
-        parts.append(evaluate(state, make_batch() | {"mask": alone}, KEY))
-    total = sum(part["loss"] * part["masked_frames"] for part in parts)
-    assert results["loss"] == pytest.approx(float(total / mask.sum()), rel=1e-5)
-
-
-def test_evaluation_gives_the_same_metrics_for_the_same_key_at_any_step(
-    state: TrainState, evaluate: Callable[..., Metrics]
-) -> None:
-    batch = make_batch()
-    first = evaluate(state, batch, KEY)
-    assert same(first, evaluate(state._replace(step=jnp.array(5, jnp.int32)), batch, KEY))
-    assert first["loss"] != evaluate(state, batch, jax.random.key(8))["loss"]
-
-
-def test_evaluation_has_no_dropout_and_training_has(
-    state: TrainState, step: Step, plain_step: Step, evaluate: Callable[..., Metrics]
-) -> None:
-    batch = make_batch() | {"mask": jnp.asarray(make_mask())}
-    without = plain_step(state, batch, KEY)[1]
-    evaluated = evaluate(state, batch, KEY)
-    assert evaluated["loss"] == pytest.approx(without["loss"], rel=1e-6)
-    trained = step(state, batch, KEY)[1]
-    assert abs(trained["grad_norm"] / without["grad_norm"] - 1) > 1e-4
-    # the teacher has none in training either
-    assert trained["target_ppl"] == pytest.approx(without["target_ppl"], rel=1e-6)
-
-
-def test_projection_dropout_does_not_reach_the_teacher(state: TrainState, plain_step: Step) -> None:
-    model = dataclasses.replace(NO_DROPOUT.model, encoder_projection_dropout=0.5)
-    batch = make_batch() | {"mask": jnp.asarray(make_mask())}
-    plain, _ = plain_step(state, batch, KEY)
-    dropped, _ = compiled(dataclasses.replace(NO_DROPOUT, model=model))(state, batch, KEY)
-    np.testing.assert_allclose(dropped.codebooks.sums, plain.codebooks.sums, rtol=1e-5, atol=1e-6)
-    gradients = [
-        each.opt_state[1].mu["feature_projection"]["projection"]["kernel"]
-        for each in (dropped, plain)
-    ]
-    assert jnp.linalg.norm(gradients[0] - gradients[1]) > 0.1 * jnp.linalg.norm(gradients[1])
-
-
-def test_waveforms_with_mean_and_inverse_deviation_are_standardised_in_the_step(
-    state: TrainState, evaluate: Callable[..., Metrics]
-) -> None:
-    raw = np.random.default_rng(3).integers(-9_000, 9_000, (4, SAMPLES)).astype(np.int16)
-    mean = raw.mean(axis=1, dtype=np.float32)
-    inv_std = 1 / raw.std(axis=1, dtype=np.float32)
-    done = (raw - mean[:, None]) * inv_std[:, None]
-    given = {"waveforms": jnp.asarray(raw), "mean": jnp.asarray(mean)}
-    given["inv_std"] = jnp.asarray(inv_std)
-    expected = evaluate(state, {"waveforms": jnp.asarray(done)}, KEY)
-    found = evaluate(state, given, KEY)
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    assert found["masked_frames"] == expected["masked_frames"]
-
-
-LENGTHS = (500, 321)
-
-
-@pytest.mark.parametrize("mode", [pytest.param("layer_norm", marks=pytest.mark.slow), "group_norm"])
-def test_a_padded_batch_counts_as_its_utterances_alone(state: TrainState, mode: str) -> None:
-    """Loss, targets (through the codebooks' sums) and counts of a batch are those of its rows."""
-    model = dataclasses.replace(NO_DROPOUT.model, extractor_mode=mode)
-    config = dataclasses.replace(NO_DROPOUT, model=model, codebook=CodebookConfig(decay=0.0))
-    params = state.params
-    if mode == "group_norm":  # no norm but the first convolution's
-        first, second = (params["feature_extractor"][f"conv_layers_{i}"] for i in range(2))
-        extractor = {"conv_layers_0": first, "conv_layers_1": {"conv": second["conv"]}}
-        params = params | {"feature_extractor": extractor}
-    trained, _ = optim.split(params, networks.trained(model, frozen=False))
-    # with decay 0 a used code holds its frames' sum and number, and half marks an unused one
-    codebooks = CodebookState(state.codebooks.sums / 2, jnp.full((2, 8), 0.5))
-    moments = optim.make_optimizer(config.optimizer).init(trained)
-    start = state._replace(params=params, opt_state=moments, codebooks=codebooks)
-    step = compiled(config)
-
-    waveforms = np.array(make_batch(rows=2)["waveforms"])
-    frames = [model.framing.num_frames(n) for n in LENGTHS]
-    mask = np.zeros((2, FRAMES), bool)
-    for row, number in enumerate(frames):
-        mask[row, :number] = make_mask(row, 1, number)
-    sums, counts, losses = np.zeros((2, 8, 16)), np.zeros((2, 8)), np.zeros(2)
-    for row, (samples, number) in enumerate(zip(LENGTHS, frames, strict=True)):
-        alone = {"waveforms": waveforms[row : row + 1, :samples], "mask": mask[row, :number][None]}
-        after, metrics = step(start, alone, KEY)
-        used = np.asarray(after.codebooks.counts) != 0.5
-        sums += np.where(used[..., None], after.codebooks.sums, 0)
-        counts += np.where(used, after.codebooks.counts, 0)
-        losses += np.asarray(metrics["loss_per_codebook"]) * mask[row].sum()
-
-    together = {"mask": jnp.asarray(mask), "lengths": jnp.array(LENGTHS)}
-    results = []
-    for filling in (0.0, 50.0):  # what lies in the padding is of no consequence, whatever it is
-        inside = np.arange(SAMPLES) < np.array(LENGTHS)[:, None]
-        padded = jnp.asarray(np.where(inside, waveforms, filling), jnp.float32)
-        after, metrics = step(start, together | {"waveforms": padded}, KEY)
-        used = counts > 0
-        np.testing.assert_array_equal(after.codebooks.counts, np.where(used, counts, 0.5))
-        np.testing.assert_allclose(after.codebooks.sums[used], sums[used], rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(metrics["loss_per_codebook"], losses / mask.sum(), rtol=1e-5)
-        results.append((after.params, metrics["grad_norm"]))
-    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
-def test_drawn_masks_are_sample_spans_of_the_valid_frames_with_the_steps_key(
-    state: TrainState, evaluate: Callable[..., Metrics]
-) -> None:
-    lengths = jnp.array([500, 480, 300, 290])
-    frames = MODEL.framing.num_frames(lengths)
-    mask = masking.sample_spans(KEY, FRAMES, frames, CONFIG.masking)
-    batch = make_batch() | {"lengths": lengths}
-    drawn = evaluate(state, batch, KEY)
-    given = evaluate(state, batch | {"mask": mask}, KEY)
-    assert same(drawn, given)
 
 
 def test_a_state_that_starts_frozen_has_no_moments_for_extractor_and_projection() -> None:

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import tiny
 
 from spidr_jax.model import model
 from spidr_jax.model.config import Framing, ModelConfig
@@ -15,19 +14,8 @@ from spidr_jax.model.frontend import conv_framing
 from spidr_jax.model.heads import LinearHeads
 from spidr_jax.model.noise import Noise
 
-FIELDS: dict[str, Any] = {
-    "extractor_conv_layer_config": ((16, 10, 5), (16, 3, 2)),
-    "encoder_embed_dim": 16,
-    "encoder_pos_conv_depth": 2,
-    "encoder_pos_conv_kernel": 14,
-    "encoder_pos_conv_groups": 2,
-    "encoder_num_layers": 2,
-    "encoder_num_heads": 2,
-    "encoder_ff_interm_features": 32,
-    "codebook_size": 8,
-    "num_codebooks": 1,
-}
-
+POSITIONS = {"encoder_pos_conv_depth": 2, "encoder_pos_conv_kernel": 14}  # 7 taps each
+FIELDS: dict[str, Any] = tiny.SMALLEST | POSITIONS
 FRAMING = ModelConfig().framing
 
 
@@ -64,12 +52,6 @@ def test_frames_of_any_convolutions_are_counted_as_one_after_another() -> None:
         for _, kernel, stride in layers:
             frames = (frames - kernel) // stride + 1
         assert conv_framing(layers).num_frames(samples) == frames
-
-
-@settings(derandomize=True, database=None)
-@given(st.integers(1, 1_000), st.integers(0, 319))
-def test_num_frames_is_the_step_function_of_period_320(frames: int, rest: int) -> None:
-    assert FRAMING.num_frames(320 * frames + 80 + rest) == frames
 
 
 def test_num_frames_is_what_the_extractor_gives() -> None:
@@ -123,8 +105,12 @@ def draw_noise(config: ModelConfig, key: jax.Array | None, rows: int) -> Noise |
     return None if key is None else model.draw_noise(config, key, rows)
 
 
-def test_dropout_acts_with_a_key_and_only_then() -> None:
-    config = ModelConfig(**FIELDS)
+@pytest.mark.parametrize(
+    "rate", ["encoder_dropout", "encoder_attention_dropout", "encoder_ff_interm_dropout"]
+)
+def test_each_dropout_rate_acts_with_a_key_and_only_then(rate: str) -> None:
+    rates = ("encoder_dropout", "encoder_attention_dropout", "encoder_ff_interm_dropout")
+    config = ModelConfig(**FIELDS | dict.fromkeys(rates, 0.0) | {rate: 0.5})
     nets, params, feats = model.build(config), draw_params(config), noise(1, 9, 16)
 
     @jax.jit
@@ -135,21 +121,6 @@ def test_dropout_acts_with_a_key_and_only_then() -> None:
     np.testing.assert_array_equal(with_key, again)
     assert jnp.abs(with_key - other).max() > 0.01
     assert jnp.abs(with_key - run(None)).max() > 0.01
-
-
-@pytest.mark.parametrize(
-    "rate", ["encoder_dropout", "encoder_attention_dropout", "encoder_ff_interm_dropout"]
-)
-def test_each_dropout_rate_acts_on_the_encoder(rate: str) -> None:
-    rates = ("encoder_dropout", "encoder_attention_dropout", "encoder_ff_interm_dropout")
-    config = ModelConfig(**FIELDS | dict.fromkeys(rates, 0.0) | {rate: 0.5})
-    nets, params, feats = model.build(config), draw_params(config), noise(1, 9, 16)
-    encode = jax.jit(
-        lambda key: model.encode(nets, params["student"], feats, noise=draw_noise(config, key, 1))[
-            0
-        ]
-    )
-    assert jnp.abs(encode(jax.random.key(0)) - encode(None)).max() > 0.01
 
 
 def test_projection_dropout_acts_on_what_the_student_reads_before_the_mask() -> None:
@@ -193,7 +164,7 @@ def test_layer_drop_skips_a_layer_at_its_rate_but_returns_its_output() -> None:
 
 
 def test_spidr_heads_read_their_own_layers_and_dinosr_heads_the_final_stream() -> None:
-    fields = FIELDS | {"encoder_num_layers": 3, "num_codebooks": 2}
+    fields = FIELDS | {"encoder_num_layers": 3}
     final, outputs = noise(1, 4, 16), [noise(1, 4, 16) + i for i in range(1, 4)]
     for kind, inputs in (("spidr", outputs[1:]), ("dinosr", [final, final])):
         config = ModelConfig(**fields, model_type=kind)

@@ -19,6 +19,7 @@ def train_on(number: int, accumulate: int) -> dict[str, np.ndarray]:
     """Ten steps with the batch split over the first `number` devices: metrics, state, masks."""
     import jax
     import jax.numpy as jnp
+    import tiny
     from jax.sharding import NamedSharding, PartitionSpec
 
     from spidr_jax.method import masking
@@ -26,20 +27,8 @@ def train_on(number: int, accumulate: int) -> dict[str, np.ndarray]:
     from spidr_jax.model.config import ModelConfig
     from spidr_jax.train.optim import OptimizerConfig
 
-    model = ModelConfig(
-        extractor_conv_layer_config=((16, 10, 5), (16, 3, 2)),
-        encoder_embed_dim=16,
-        encoder_pos_conv_depth=1,
-        encoder_pos_conv_kernel=5,
-        encoder_pos_conv_groups=2,
-        encoder_num_layers=2,
-        encoder_num_heads=2,
-        encoder_ff_interm_features=32,
-        encoder_layer_drop=0.3,
-        encoder_projection_dropout=0.1,
-        codebook_size=8,
-        num_codebooks=2,
-    )
+    noise = {"encoder_layer_drop": 0.3, "encoder_projection_dropout": 0.1}
+    model = ModelConfig(**tiny.SMALLEST | noise)
     config = train_step.StepConfig(
         model=model,
         masking=masking.MaskingConfig(group_rows=4),

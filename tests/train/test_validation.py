@@ -315,18 +315,8 @@ def test_unreadable_files_end_the_run_by_the_sets_name_but_save_it(
 
 def measure_everywhere(manifest: Path) -> list[dict[str, float]]:
     """The numbers of a model that has learnt nothing: on 1 device, on 8, with a split teacher."""
-    model = ModelConfig(
-        extractor_conv_layer_config=((16, 10, 5), (16, 8, 64)),
-        encoder_embed_dim=16,
-        encoder_pos_conv_depth=1,
-        encoder_pos_conv_kernel=5,
-        encoder_pos_conv_groups=2,
-        encoder_num_layers=2,
-        encoder_num_heads=2,
-        encoder_ff_interm_features=32,
-        codebook_size=8,
-        num_codebooks=2,
-    )
+    layers = ((16, 10, 5), (16, 8, 64))
+    model = ModelConfig(**tiny.SMALLEST | {"extractor_conv_layer_config": layers})
     task = Pretraining(Config(model=model, precision="float32"))
     drawn = jax.jit(task.init_state)(jax.random.key(0))
     limits = LIMITS | {"planned_devices": 8, "max_samples": 18_000}
