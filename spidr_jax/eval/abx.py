@@ -9,7 +9,6 @@ C cells; a cell is three groups (A, B, X) of items of one phone, speaker and con
 """
 
 import itertools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +20,6 @@ from spidr_jax.eval.cells import (
     Groups,
     across_speakers,
     code,
-    domains,
     fewer_x,
     group_items,
     within_speakers,
@@ -56,7 +54,6 @@ def measure(
     spans: Spans,
     *,
     distance: str = "angular",
-    speakers: Sequence[str] = SPEAKERS,
     context: str = "within",
     max_size_group: int | None = None,
     max_x_across: int | None = None,
@@ -74,71 +71,57 @@ def measure(
         items: items from `items.read_items`.
         spans: frames from `items.locate`; items without a frame take no part.
         distance: "angular", "euclidean" or "identical".
-        speakers: some of `SPEAKERS`: the tasks.
         context: one of `CONTEXTS`.
         max_size_group: items of a group that are kept, drawn again for each seed; None for all.
         max_x_across: speakers of X that are kept for each A and B across speakers; None for all.
         seed: seed of both draws.
 
     Returns:
-        The error of each task.
+        The errors within and across speakers.
 
     Raises:
         ValueError: a choice is not allowed, the frames do not fit the distance, or there are so
             many items in a context that their distances would take over 8 GiB.
     """
-    _check(speakers, context, max_size_group, max_x_across)
-    rng = np.random.default_rng(seed)
-    groups = group_items(items, np.flatnonzero(spans.length), context, max_size_group, rng)
-    cells = {"within": within_speakers, "across": across_speakers}
-    tasks = {name: cells[name](groups) for name in speakers}
-    if "across" in tasks and max_x_across is not None:
-        tasks["across"] = fewer_x(tasks["across"], max_x_across, rng)
-    domain = domains(groups, together="across" in tasks)
-    used = np.zeros(len(groups.size), bool)
-    for task in tasks.values():
-        for role in task:
-            used[role] = True
-    distances = _Distances(frames, spans, groups, domain, used, distance)
-    return {
-        name: _error(task, groups, distances, context, symmetric=name == "within")
-        for name, task in tasks.items()
-    }
-
-
-def _check(
-    speakers: Sequence[str], context: str, max_size_group: int | None, max_x_across: int | None
-) -> None:
-    for name in speakers:
-        if name not in SPEAKERS:
-            raise ValueError(f"speakers = {name!r}: allowed is {' or '.join(SPEAKERS)}")
     if context not in CONTEXTS:
         raise ValueError(f"context = {context!r}: allowed is {' or '.join(CONTEXTS)}")
     if max_size_group is not None and max_size_group < 2:
         raise ValueError(f"max_size_group = {max_size_group}: allowed is 2 or more, or None")
     if max_x_across is not None and max_x_across < 1:
         raise ValueError(f"max_x_across = {max_x_across}: allowed is 1 or more, or None")
+    rng = np.random.default_rng(seed)
+    groups = group_items(items, np.flatnonzero(spans.length), context, max_size_group, rng)
+    within, across = within_speakers(groups), across_speakers(groups)
+    if max_x_across is not None:
+        across = fewer_x(across, max_x_across, rng)
+    used = np.zeros(len(groups.size), bool)
+    for role in (*within, *across):
+        used[role] = True
+    distances = _Distances(frames, spans, groups, used, distance)
+    return {
+        "within": _error(within, groups, distances, context, symmetric=True),
+        "across": _error(across, groups, distances, context, symmetric=False),
+    }
 
 
 class _Distances:
-    """Distances of the items of two groups of a domain, [C, n, m] for C pairs of groups."""
+    """Distances of the items of two groups of a context, [C, n, m] for C pairs of groups."""
 
     def __init__(
         self,
         frames: ArrayLike,
         spans: Spans,
         groups: Groups,
-        domain: _Index,
         used: NDArray[np.bool_],
         distance: str,
     ) -> None:
         """Compute those of the groups that are used."""
-        # by domain: used groups one after another
-        chosen = np.flatnonzero(used)
-        chosen = chosen[np.argsort(domain[chosen], kind="stable")]
+        # by context: used groups one after another
+        context, chosen = groups.context, np.flatnonzero(used)
+        chosen = chosen[np.argsort(context[chosen], kind="stable")]
         owner, number = tiles.expand(groups.size[chosen])
         item = groups.order[groups.first[chosen][owner] + number]
-        _, home, sizes = np.unique(domain[chosen][owner], return_inverse=True, return_counts=True)
+        _, home, sizes = np.unique(context[chosen][owner], return_inverse=True, return_counts=True)
         if (total := int((sizes**2).sum())) > _MOST_DISTANCES:
             raise ValueError(
                 f"{len(item)} items have {total} distances within their contexts; allowed is "
@@ -148,9 +131,9 @@ class _Distances:
             frames, spans.start[item], spans.length[item], sizes, distance
         )
         start = np.cumsum(groups.size[chosen]) - groups.size[chosen]
-        self._base = np.zeros(len(used), np.int64)  # of the domain
+        self._base = np.zeros(len(used), np.int64)  # of the context
         self._width = np.zeros(len(used), np.int64)
-        self._place = np.zeros(len(used), np.int64)  # of the group's first item in its domain
+        self._place = np.zeros(len(used), np.int64)  # of the group's first item in its context
         where = home[start]
         self._base[chosen] = tiles.group_offsets(sizes)[where]
         self._width[chosen] = sizes[where]

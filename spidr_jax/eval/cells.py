@@ -80,13 +80,6 @@ def _numbers(*columns: NDArray[np.str_]) -> _Index:
     return key
 
 
-def domains(groups: Groups, together: bool) -> _Index:
-    """Number the sets of groups that are compared: of a context, or of a speaker in it."""
-    if together:
-        return groups.context
-    return code(groups.context, groups.speaker)
-
-
 def within_speakers(groups: Groups) -> Cells:
     """X is of the group of A, which has two items or more; B of another phone."""
     a, b = _pairs(groups)
@@ -104,7 +97,7 @@ def across_speakers(groups: Groups) -> Cells:
 
 def _pairs(groups: Groups) -> tuple[_Index, _Index]:
     """Groups (A, B) of one context and speaker, and of different phones."""
-    block = domains(groups, together=False)
+    block = code(groups.context, groups.speaker)
     a, b = _same(block, np.arange(len(block)))
     different = a != b
     return a[different], b[different]

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spidr_jax.eval import abx, tiles
+from spidr_jax.eval import abx
 from spidr_jax.eval.abx import measure
-from spidr_jax.eval.items import COLUMNS, Items, Spans, locate, places, read_items
-from spidr_jax.eval.warping import prepare
+from spidr_jax.eval.items import Items, Spans, locate, places, read_items
 
 FIXTURES = np.load(Path(__file__).parents[1] / "fixtures" / "abx.npz")
 
@@ -35,10 +34,6 @@ def test_errors_are_those_of_fastabx(located, key):
     for speakers in ("within", "across"):
         assert found[speakers].error == pytest.approx(expected[f"{key} {speakers}"], abs=1e-7)
         assert 0.01 < found[speakers].error < 0.4
-        alone = measure(
-            FIXTURES[name], *located, distance=distance, context=context, speakers=[speakers]
-        )
-        assert alone == {speakers: found[speakers]}
 
 
 def items_of(rows):
@@ -53,7 +48,7 @@ def items_of(rows):
 def test_within_speakers_by_hand():
     rows = ["P a b s", "P a b s", "T a b s", "T a b s", "T a b s", "K c d s"]
     values = np.array([[0.0], [2.0], [1.5], [4.0], [-3.0], [9.0]])
-    found = measure(values, *items_of(rows), distance="euclidean", speakers=["within"])["within"]
+    found = measure(values, *items_of(rows), distance="euclidean")["within"]
     # P against T: X=0 has A at 2; B at 1.5 (nearer), 4, 3. X=2 has A at 2; B at 0.5, 2 (tie), 5.
     p_t = (1 + 1 + 0.5) / 6
     # T against P: X=1.5 has A at 2.5, 4.5; B at 1.5, 0.5: all four nearer. X=4 has A at 2.5, 7;
@@ -77,8 +72,7 @@ def test_average_is_over_contexts_then_speakers_then_phones():
     add("a d", "s", "PPT", [0, 0, 1])  # 0
     add("a b", "r", "PPT", [0, 1, 1])  # P-T of r: X=0: 1/2, X=1: 1; 3/4
     add("a c", "s", "PPK", [0, 1, 1])  # P-K of s: X=0, X=1 as above: 3/4
-    options = {"distance": "identical", "speakers": ["within"]}
-    found = measure(np.array(units), *items_of(rows), **options)["within"]
+    found = measure(np.array(units), *items_of(rows), distance="identical")["within"]
     # P of (a c) by s are four items 0 0 0 1. P-T there, B=1: X=0 (three) A: 0 0 1 against 1: 0 0
     # 1/2; X=1: A: 0 0 0 against 1: 1 1 1: (3 * 1/2 + 3) / 12. P-K, B=1: the same.
     four = 4.5 / 12
@@ -91,7 +85,7 @@ def test_across_speakers_by_hand():
     # A and B by one speaker, X by another; r has no T, so that only s gives A and B.
     rows = ["P a b s", "T a b s", "P a b r", "P a b q", "T a b q", "P x b r"]
     values = np.array([[0.0], [4.0], [1.0], [3.0], [3.5], [7.0]])
-    found = measure(values, *items_of(rows), distance="euclidean", speakers=["across"])["across"]
+    found = measure(values, *items_of(rows), distance="euclidean")["across"]
     # P-T of s: X=1 (r): A at 1, B at 3: 0; X=3 (q): A at 3, B at 1: 1. Of q: X=1 (r): A at 2, B at
     # 2.5: 0; X=0 (s): A at 3, B at 3.5: 0. T-P of s: X=3.5: A 0.5, B 3.5: 0. Of q: X=4: A 0.5,
     # B 1: 0.
@@ -103,9 +97,8 @@ def test_any_context_averages_over_all_cells_of_a_pair_across_speakers():
     rows = ["P a b s", "T c d s", "P e f r", "P g h q", "T i j q"]
     values = np.array([[0.0], [4.0], [1.0], [3.0], [3.5]])
     items = items_of(rows)
-    options = {"distance": "euclidean", "speakers": ["across"]}
-    assert math.isnan(measure(values, *items, **options)["across"].error)
-    found = measure(values, *items, context="any", **options)["across"]
+    assert math.isnan(measure(values, *items, distance="euclidean")["across"].error)
+    found = measure(values, *items, context="any", distance="euclidean")["across"]
     # as above
     assert found.error == pytest.approx((1 / 4 + 0) / 2)
     assert found.cells == 6
@@ -115,90 +108,6 @@ def test_no_cell_is_no_error():
     found = measure(np.zeros((2, 1)), *items_of(["P a b s", "T a b s"]), distance="euclidean")
     assert all(math.isnan(each.error) for each in found.values())
     assert {each[1:] for each in found.values()} == {(0, 0)}
-
-
-def warped(cost):
-    """Cost of the cheapest path over its length: plain dynamic programming, then the way back."""
-    rows, columns = cost.shape
-    total = np.full((rows + 1, columns + 1), np.inf, np.float32)
-    total[0, 0] = 0
-    for i in range(rows):
-        for j in range(columns):
-            total[i + 1, j + 1] = cost[i, j] + min(total[i, j], total[i, j + 1], total[i + 1, j])
-    i, j, length = rows, columns, 1
-    while (i, j) != (1, 1):
-        corner, up, left = total[i - 1, j - 1], total[i - 1, j], total[i, j - 1]
-        if corner <= left and corner <= up:
-            i, j = i - 1, j - 1
-        elif left <= up:
-            j -= 1
-        else:
-            i -= 1
-        length += 1
-    return total[rows, columns] / np.float32(length)
-
-
-def plain_distance(x, y, distance):
-    if distance == "identical":
-        cost = x[:, None] != y
-    elif distance == "euclidean":
-        cost = np.linalg.norm(x[:, None] - y, axis=-1)
-    else:
-        unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, y)]
-        cost = np.arccos(np.clip(unit[0] @ unit[1].T, -1, 1)) / math.pi
-    return warped(cost.astype(np.float32))
-
-
-@pytest.fixture(scope="module")
-def sequences():
-    random = np.random.default_rng(3)
-    length = random.choice([1, 2, 3, 5, 9, 14, 23, 40], 60)
-    start = random.integers(0, 400, 60)
-    return random, start.astype(np.int64), length.astype(np.int64)
-
-
-@pytest.mark.parametrize("distance", ["angular", "euclidean", "identical"])
-def test_distances_are_those_of_plain_dynamic_programming(sequences, distance):
-    random, start, length = sequences
-    frames = random.standard_normal((460, 7))
-    if distance == "identical":
-        frames = random.integers(0, 3, 460)
-    sizes = np.array([1, 3, 11, 20, 25])
-    flat = tiles.group_distances(frames, start, length, sizes, distance)
-    assert len(flat) == (sizes**2).sum()
-    at = 0
-    for first, size in zip(np.cumsum(sizes) - sizes, sizes, strict=True):
-        members = [frames[s : s + n] for s, n in zip(start, length, strict=True)]
-        members = members[first : first + size]
-        found = flat[at : at + size**2].reshape(size, size)
-        at += size**2
-        expected = [[plain_distance(x, y, distance) for y in members] for x in members]
-        # an angle near 0 is the root of what float32 loses of 1
-        tolerance = 0 if distance == "identical" else 1e-6 if distance == "euclidean" else 3e-4
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=tolerance)
-        if distance == "euclidean":
-            np.testing.assert_allclose(found, found.T, rtol=1e-6)
-
-
-@pytest.mark.parametrize("side", [4, 8, 16])
-@pytest.mark.parametrize("compilation", [0, 1 << 60])
-def test_tiles_and_batches_do_not_change_the_numbers(monkeypatch, sequences, side, compilation):
-    random, start, length = sequences
-    units, sizes = random.integers(0, 3, 460), np.array([1, 3, 11, 20, 25])
-    expected = tiles.group_distances(units, start, length, sizes, "identical")
-    limits = tiles._CPU._replace(pairs=600, compilation=compilation)
-    monkeypatch.setattr(tiles, "_CPU", limits)
-    monkeypatch.setattr(tiles, "_SIDES", (side,))
-    found = tiles.group_distances(units, start, length, sizes, "identical")
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_padding_sizes_are_the_cheapest():
-    longest = np.array([4] * 100 + [9] * 100 + [60])
-    assert tiles._sizes(longest, 0) == [4, 12, 64]
-    assert tiles._sizes(longest, 10**9) == [64]
-    # 12 for the first hundred costs 12,800 cells more than 4; 64 for all 800,000 more
-    assert tiles._sizes(longest, 20_000) == [12, 64]
 
 
 @st.composite
@@ -285,31 +194,9 @@ def test_items_without_frames_take_no_part(located):
     assert measure(frames, items, cut) == measure(frames, fewer, there)
 
 
-def test_frames_of_zeros_count_as_equal_values():
-    ready = prepare(np.array([[0, 0, 0, 0], [3, 0, 4, 0]], np.float32), "angular")
-    np.testing.assert_allclose(ready[:2], [[0.5] * 4, [0.6, 0, 0.8, 0]])
-
-
-@pytest.mark.parametrize(
-    ("frames", "distance", "reason"),
-    [
-        (np.zeros((3, 2)), "cosine", "distance = 'cosine': allowed is angular, euclidean, ident"),
-        (np.zeros((3, 2), int), "angular", r"frames: int64 \(3, 2\); due is floating point"),
-        (np.zeros(3), "angular", r"frames: float64 \(3,\); due is floating point \[F, D\]"),
-        (np.zeros((3, 2)), "identical", r"units: float64 \(3, 2\); due are whole numbers \[F\]"),
-        (np.full((3, 2), np.nan), "euclidean", "frames: NaN, infinite or too large values"),
-        (np.full((3, 2), np.inf), "angular", "frames: NaN, infinite or too large values"),
-    ],
-)
-def test_frames_that_do_not_fit_are_refused(frames, distance, reason):
-    with pytest.raises(ValueError, match=f"^{reason}"):
-        prepare(frames, distance)
-
-
 @pytest.mark.parametrize(
     ("option", "reason"),
     [
-        ({"speakers": ["both"]}, "speakers = 'both': allowed is within or across"),
         ({"context": "across"}, "context = 'across': allowed is within or any"),
         ({"max_size_group": 1}, "max_size_group = 1: allowed is 2 or more, or None"),
         ({"max_x_across": 0}, "max_x_across = 0: allowed is 1 or more, or None"),
@@ -318,7 +205,3 @@ def test_frames_that_do_not_fit_are_refused(frames, distance, reason):
 def test_choices_that_are_not_there_are_refused(option, reason):
     with pytest.raises(ValueError, match=f"^{reason}$"):
         measure(np.zeros((1, 1)), *items_of(["P a b s"]), **option)
-
-
-def test_header_of_the_fixtures_is_the_standard_one():
-    assert FIXTURES["items"][0] == " ".join(COLUMNS)
