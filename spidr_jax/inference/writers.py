@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -21,17 +21,21 @@ FORMATS = ("npy", "pt")
 SETTINGS = "extract.json"
 
 
-class Outputs(Protocol):
-    """Where outputs go. As a context it closes what is open, and completes it if all went well."""
+class Outputs:
+    """Where outputs go, as a context."""
 
     done: set[str]  # file ids that need no work
 
     def write(self, fileid: str, values: np.ndarray) -> None:
         """Take the outputs [n, T, ...] of an utterance."""
+        raise NotImplementedError
 
-    def __enter__(self) -> Any: ...
+    def __enter__(self) -> Any:
+        """Open what is kept open: nothing, unless a subclass does."""
+        return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None: ...
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        """Close it, and complete it if all went well."""
 
 
 def settle(
@@ -71,7 +75,7 @@ def settle(
         partial.write_text(json.dumps(noted, indent=2) + "\n")
 
 
-class UnitFiles:
+class UnitFiles(Outputs):
     """FOLDER/LAYER/NAME.jsonl, each written as NAME.jsonl.partial until all utterances are in."""
 
     def __init__(self, folder: Path, layers: Iterable[int], name: str, dedup: bool) -> None:
@@ -109,7 +113,7 @@ class UnitFiles:
                 os.replace(partial, file)
 
 
-class ArrayFiles:
+class ArrayFiles(Outputs):
     """FOLDER/LAYER/ID.npy or .pt, each written whole or not at all."""
 
     def __init__(
@@ -127,10 +131,6 @@ class ArrayFiles:
             raise ValueError(f"file id {fileid!r} would lie outside of the folder")
         return [folder / f"{fileid}.{self._form}" for folder in self._folders]
 
-    def __enter__(self) -> "ArrayFiles":
-        """Nothing is kept open."""
-        return self
-
     def write(self, fileid: str, values: np.ndarray) -> None:
         """Write the arrays [n, T, dim] of an utterance."""
         for path, array in zip(self._paths(fileid), values, strict=True):
@@ -140,9 +140,6 @@ class ArrayFiles:
                 else:
                     with partial.open("wb") as file:
                         np.save(file, array)
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        """Nothing is kept open."""
 
 
 def _is_whole(path: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore
+from flax.traverse_util import unflatten_dict
 
 from spidr_jax.ops.fingerprint import fingerprint_host
 from spidr_jax.weights.check import named
@@ -106,10 +107,4 @@ def _read_arrays(folder: Path, metadata: Tree, wanted: Callable[[str], bool]) ->
             }
             pending[names] = tensorstore.open(spec, open=True, read=True)
     reads = {names: future.result().read() for names, future in pending.items()}
-    tree: Tree = {}
-    for (*parents, leaf), read in reads.items():
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = np.asarray(read.result())
-    return tree
+    return unflatten_dict({names: np.asarray(read.result()) for names, read in reads.items()})
