@@ -52,17 +52,11 @@ def first_layer(
         [B, (S - K) // stride + 1, D]. In 16 bits it is nearer to the truth than the convolution,
         where neighbouring samples are as alike as in speech.
     """
-    return _layer(waveforms, kernel, scale, bias, stride, dtype)[0]
+    return _layer([waveforms, kernel, scale, bias], stride, dtype)[0]
 
 
-def _layer(
-    waveforms: jax.Array,
-    kernel: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    stride: int,
-    dtype: Any,
-) -> tuple[jax.Array, Saved]:
+def _layer(arrays: list[jax.Array], stride: int, dtype: Any) -> tuple[jax.Array, Saved]:
+    waveforms, kernel, scale, bias = arrays
     taps, channels = kernel.shape
     centred = _product(_basis(taps).T, kernel - kernel.mean(axis=1, keepdims=True))
     standard = _standardise(waveforms, centred, stride)
@@ -87,7 +81,8 @@ def _standardise(waveforms: jax.Array, centred: jax.Array, stride: int) -> jax.A
 def _forward(
     waveforms: Any, kernel: Any, scale: Any, bias: Any, stride: int, dtype: Any
 ) -> tuple[jax.Array, Saved]:
-    y, saved = _layer(waveforms.value, kernel.value, scale.value, bias.value, stride, dtype)
+    arrays = [each.value for each in (waveforms, kernel, scale, bias)]
+    y, saved = _layer(arrays, stride, dtype)
     return y, (saved, waveforms.value if waveforms.perturbed else None)
 
 

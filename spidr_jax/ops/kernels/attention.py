@@ -131,16 +131,12 @@ def _call_forward(
     output = jax.ShapeDtypeStruct((rows, frames, heads, width), qkv.dtype)
     log_sums = jax.ShapeDtypeStruct((rows, heads, frames), jnp.float32)
     results = 3 if saves else 1
+    of_qkv, of_length, of_scalars, of_keys, of_output = _specs(frames, width)
     return pl.pallas_call(
         partial(forward_kernel, frames=frames, rate=rate, interpret=interpret),
         grid=(rows, heads, pl.cdiv(frames, BLOCK)),
-        in_specs=[
-            _spec_qkv(frames, width),
-            _spec_length(),
-            _spec_scalars(frames),
-            _spec_keys(frames),
-        ],
-        out_specs=[*[_spec_output(frames, width)] * 2, _spec_scalars(frames)][:results],
+        in_specs=[of_qkv, of_length, of_scalars, of_keys],
+        out_specs=[of_output, of_output, of_scalars][:results],
         out_shape=[output, output.update(dtype=jnp.float32), log_sums][:results],
         compiler_params=_COMPILER,
         interpret=interpret,
@@ -164,18 +160,12 @@ def _call_backward(
     Sums [B, H, T] are of output times its gradient, times 1 - rate.
     """
     rows, frames, _, heads, width = qkv.shape
+    of_qkv, of_length, of_scalars, of_keys, of_output = _specs(frames, width)
     return pl.pallas_call(
         partial(backward_kernel, frames=frames, rate=rate, interpret=interpret),
         grid=(rows, heads, pl.cdiv(frames, BLOCK)),
-        in_specs=[
-            _spec_qkv(frames, width),
-            _spec_length(),
-            _spec_scalars(frames),
-            _spec_keys(frames),
-            _spec_output(frames, width),
-            *[_spec_scalars(frames)] * 2,
-        ],
-        out_specs=_spec_qkv(frames, width),
+        in_specs=[of_qkv, of_length, of_scalars, of_keys, of_output, of_scalars, of_scalars],
+        out_specs=of_qkv,
         out_shape=jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
         compiler_params=_COMPILER,
         interpret=interpret,
@@ -183,24 +173,12 @@ def _call_backward(
     )(qkv, lengths, *pair_hashes(seeds, heads, frames), g, log_sums, sums)
 
 
-# What a program (row, head, block) is given: all frames of its row and head.
-
-
-def _spec_qkv(frames: int, width: int) -> pl.BlockSpec:
-    return pl.BlockSpec((None, frames, 3, None, width), lambda b, h, i: (b, 0, 0, h, 0))
-
-
-def _spec_output(frames: int, width: int) -> pl.BlockSpec:
-    return pl.BlockSpec((None, frames, None, width), lambda b, h, i: (b, 0, h, 0))
-
-
-def _spec_scalars(frames: int) -> pl.BlockSpec:
-    return pl.BlockSpec((None, None, frames), lambda b, h, i: (b, h, 0))
-
-
-def _spec_length() -> pl.BlockSpec:
-    return pl.BlockSpec((None,), lambda b, h, i: (b,))
-
-
-def _spec_keys(frames: int) -> pl.BlockSpec:
-    return pl.BlockSpec((None, frames), lambda b, h, i: (b, 0))
+def _specs(frames: int, width: int) -> tuple[pl.BlockSpec, ...]:
+    """What a program (row, head, block) is given: all frames of its row and head."""
+    return (
+        pl.BlockSpec((None, frames, 3, None, width), lambda b, h, i: (b, 0, 0, h, 0)),  # of qkv
+        pl.BlockSpec((None,), lambda b, h, i: (b,)),  # of lengths
+        pl.BlockSpec((None, None, frames), lambda b, h, i: (b, h, 0)),  # of a number a query
+        pl.BlockSpec((None, frames), lambda b, h, i: (b, 0)),  # of the keys' hashes
+        pl.BlockSpec((None, frames, None, width), lambda b, h, i: (b, 0, h, 0)),  # of the output
+    )
