@@ -20,7 +20,7 @@ from spidr_jax.method.masking import MaskingConfig
 from spidr_jax.method.teacher import TeacherConfig
 from spidr_jax.model import model
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.model.noise import Noise
+from spidr_jax.model.noise import Noise, draw_noise
 from spidr_jax.train import optim
 from spidr_jax.train.optim import OptimizerConfig
 
@@ -109,7 +109,7 @@ def make_train_step(
         mask_key, noise_key = jax.random.split(step_key)
         trained, rest = optim.split(state.params, trains)
         batch, masked_frames = _mask(config, batch, mask_key)
-        noise = model.draw_noise(config.model, noise_key, len(batch["mask"]))
+        noise = draw_noise(config.model, noise_key, len(batch["mask"]))
 
         def loss_fn(trained: model.Params, rows: Batch) -> tuple[jax.Array, StepStatistics]:
             params = optim.merge(trained, rest)

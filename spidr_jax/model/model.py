@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from spidr_jax.model import noise as noise_lib
 from spidr_jax.model.config import ModelConfig
 from spidr_jax.model.encoder import Encoder
 from spidr_jax.model.frontend import FRONTENDS, FeatureProjection, Frontend
 from spidr_jax.model.heads import HEADS
-from spidr_jax.model.noise import Noise
+from spidr_jax.model.noise import Noise, at
 from spidr_jax.ops.dropout import dropout
 
 Params = dict[str, Any]
@@ -110,11 +109,6 @@ def extract(
     return x, jnp.arange(x.shape[1]) < frames[:, None]
 
 
-def draw_noise(config: ModelConfig, key: jax.Array, rows: int) -> Noise:
-    """The noise of a training step's student, for `mask_feats` and `encode`."""
-    return noise_lib.draw_noise(key, rows, config.encoder_num_layers, config.encoder_layer_drop)
-
-
 def mask_feats(
     nets: Networks,
     params: Params,
@@ -129,9 +123,9 @@ def mask_feats(
         params: parameters of the form of `init_params`.
         feats: features from `extract`; the teacher reads them as they are.
         mask: bool [B, T], true at frames that become the mask embedding.
-        noise: seeds from `draw_noise`; None for no dropout.
+        noise: seeds from `noise.draw_noise`; None for no dropout.
     """
-    seeds = None if noise is None else noise_lib.at(noise.seeds, "feature_projection")
+    seeds = None if noise is None else at(noise.seeds, "feature_projection")
     feats = dropout(feats, seeds, nets.encoder.config.encoder_projection_dropout)
     return jnp.where(mask[..., None], params["mask_embedding"].astype(feats.dtype), feats)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from spidr_jax.model.config import ModelConfig
 from spidr_jax.ops.dropout import mix
 
 
@@ -21,12 +22,12 @@ class Noise(NamedTuple):
     layer_keep: jax.Array  # bool [L], false where layer drop leaves a layer out
 
 
-def draw_noise(key: jax.Array, rows: int, num_layers: int, layer_drop: float) -> Noise:
-    """Draw a step's noise; a layer is dropped for all rows together."""
+def draw_noise(config: ModelConfig, key: jax.Array, rows: int) -> Noise:
+    """Draw the noise of a training step's student; a layer is dropped for all rows together."""
     seeds_key, layers_key = jax.random.split(key)
     return Noise(
         jax.random.bits(seeds_key, (rows, 2), jnp.uint32),
-        jax.random.uniform(layers_key, (num_layers,)) > layer_drop,
+        jax.random.uniform(layers_key, (config.encoder_num_layers,)) > config.encoder_layer_drop,
     )
 
 

@@ -12,7 +12,7 @@ from spidr_jax.model import model
 from spidr_jax.model.config import Framing, ModelConfig
 from spidr_jax.model.frontend import conv_framing
 from spidr_jax.model.heads import LinearHeads
-from spidr_jax.model.noise import Noise
+from spidr_jax.model.noise import draw_noise
 
 POSITIONS = {"encoder_pos_conv_depth": 2, "encoder_pos_conv_kernel": 14}  # 7 taps each
 FIELDS: dict[str, Any] = tiny.SMALLEST | POSITIONS
@@ -101,10 +101,6 @@ def test_an_utterance_gives_padded_what_it_gives_alone(changes: dict[str, Any]) 
         np.testing.assert_allclose(padded[1, :frames], alone[0], rtol=1e-4, atol=1e-5)
 
 
-def draw_noise(config: ModelConfig, key: jax.Array | None, rows: int) -> Noise | None:
-    return None if key is None else model.draw_noise(config, key, rows)
-
-
 @pytest.mark.parametrize(
     "rate", ["encoder_dropout", "encoder_attention_dropout", "encoder_ff_interm_dropout"]
 )
@@ -115,7 +111,8 @@ def test_each_dropout_rate_acts_with_a_key_and_only_then(rate: str) -> None:
 
     @jax.jit
     def run(key: jax.Array | None) -> jax.Array:
-        return model.encode(nets, params["student"], feats, noise=draw_noise(config, key, 1))[0]
+        noise = None if key is None else draw_noise(config, key, 1)
+        return model.encode(nets, params["student"], feats, noise=noise)[0]
 
     with_key, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(with_key, again)

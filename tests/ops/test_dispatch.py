@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from kernels_on_cpu import errors, interpreted
 
-from spidr_jax.ops import dispatch, platform, reference
+from spidr_jax.ops import platform, reference
 from spidr_jax.ops.attention import attention
 from spidr_jax.ops.conv import conv_norm_gelu
 from spidr_jax.ops.dispatch import Kernel, select_kernel
@@ -205,7 +205,3 @@ def test_cudnn_attends_where_nothing_is_dropped(
     assert asked == ["cudnn"] * 4  # two of its trial
     attention(qkv, None, SEEDS, 0.3)
     assert len(asked) == 4  # never with dropout
-
-
-def test_all_operations_have_kernels() -> None:
-    assert set(dispatch.IMPLEMENTATIONS) == {*SHAPES, "attention without dropout"}

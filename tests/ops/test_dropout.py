@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spidr_jax.model import model
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.model.noise import at
+from spidr_jax.model.noise import at, draw_noise
 from spidr_jax.ops import dropout
 
 ROWS, SHAPE = 16, (16, 120, 256)
@@ -87,7 +86,7 @@ def test_steps_layers_and_sites_are_independent() -> None:
     masks = []
     for step in range(2):
         key = jax.random.fold_in(jax.random.key(0), step)
-        noise = model.draw_noise(config, key, 4)
+        noise = draw_noise(config, key, 4)
         for parent in (noise.seeds, at(noise.seeds, "layers_0"), at(noise.seeds, "layers_1")):
             sites = [at(parent, name) for name in ("attention", "hidden", "feed_forward")]
             masks += [np.asarray(dropout.keep_mask(seeds, (4, 50, 64), 0.1)) for seeds in sites]

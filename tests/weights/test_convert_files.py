@@ -1,7 +1,6 @@
 """The commands of `spidr_jax.convert` on whole files and folders."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -130,11 +129,3 @@ def test_a_step_is_chosen_by_its_folder(folder: Path, tmp_path: Path) -> None:
     step = folder / "run" / "checkpoints" / "5"
     assert orbax_files.read(step, lambda _: False).step == 5
     convert.to_torch_file(step, tmp_path / "out.pt")
-
-
-def test_the_command_runs() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "spidr_jax.convert", "--help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0
-    assert "from-torch" in done.stdout

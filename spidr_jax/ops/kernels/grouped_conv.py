@@ -63,14 +63,7 @@ def gradients(
 def self_test(
     dtype: Any, shape: tuple[int, int, int], groups: int, interpret: bool = False
 ) -> float:
-    """Run the kernels on noise; the largest relative error of value and gradients.
-
-    Args:
-        dtype: type of all arrays.
-        shape: shape of the convolution's kernel, [K, C / G, D].
-        groups: number of groups, G.
-        interpret: as for `forward`.
-    """
+    """The largest relative error of value and gradients on noise, of a kernel [K, C / G, D]."""
     taps, channels, outputs = shape
     draw = np.random.default_rng(0)
     x = draw.standard_normal((2, 300, channels * groups)).astype(dtype)

@@ -150,13 +150,7 @@ def _run(
 ) -> list[jax.Array]:
     """Run a kernel whose references are None for what is not there; x is the first array.
 
-    Args:
-        name: of the kernel.
-        kernel: of all references.
-        there: which of its arguments are.
-        arrays: those arguments.
-        results: the shapes of all results, None for those that are not there.
-        interpret: as for `forward`.
+    Arrays are those of its arguments that are `there`; a result that is not has no shape.
     """
     x = arrays[0]
     present = *there, *(shape is not None for shape in results)
@@ -176,13 +170,7 @@ def _run(
 
 
 def self_test(dtype: Any, width: int, interpret: bool = False) -> float:
-    """Run the kernels on noise; the largest relative error of their results.
-
-    Args:
-        dtype: type of x.
-        width: D.
-        interpret: as for `forward`.
-    """
+    """The largest relative error of the results on noise, for arrays of a width D."""
     draw = np.random.default_rng(0)
     x, g = draw.standard_normal((2, 2, 70, width)).astype(dtype)
     scale, bias = 1 + 0.1 * draw.standard_normal((2, width)).astype(np.float32)
