@@ -119,16 +119,6 @@ def tasks(draw):
 
 
 @settings(deadline=None, max_examples=25)
-@given(tasks(), st.sampled_from(["within", "any"]))
-def test_perfect_separation_is_0_and_none_is_one_half(rows, context):
-    items, spans = items_of(rows)
-    told = np.array(["PTK".index(row[0]) for row in rows])
-    for units, error in ((told, 0), (0 * told, 0.5)):
-        for found in measure(units, items, spans, distance="identical", context=context).values():
-            assert found.cells == 0 or found.error == error
-
-
-@settings(deadline=None, max_examples=25)
 @given(tasks(), st.randoms())
 def test_order_of_the_items_does_not_matter(rows, random):
     items, spans = items_of(rows)
