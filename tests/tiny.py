@@ -19,7 +19,7 @@ from spidr_jax.method.config import Config
 from spidr_jax.method.step import StepConfig
 from spidr_jax.model.config import ModelConfig
 from spidr_jax.pretraining import Pretraining
-from spidr_jax.train import loop
+from spidr_jax.train import loop, metrics
 from spidr_jax.train.checkpoint import Checkpoints
 from spidr_jax.train.config import build
 
@@ -80,6 +80,28 @@ def open_run(config: ConfigDict) -> loop.Run:
     """A pretraining run as the command opens it."""
     checked = build(Config, config)
     return loop.open_run(Pretraining(checked), checked)
+
+
+def changed(config: ConfigDict, **values: Any) -> ConfigDict:
+    """A copy of a config with other values."""
+    copy = ConfigDict(config.to_dict())
+    copy.update(values)
+    return copy
+
+
+def run_to_end(config: ConfigDict) -> tuple[Any, list[dict[str, Any]]]:
+    """Train; give the last checkpoint's state and the metrics that depend on no clock."""
+    run = open_run(config)
+    assert loop.train(run, loop.build_state(run)) == 0
+    final = jax.device_get(loop.build_state(open_run(config)))
+    lines = metrics.read(Path(config.workdir) / "metrics.jsonl")
+    return final, [without_timings(line) for line in lines]
+
+
+def without_timings(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics without what depends on the clock."""
+    timings = ("audio_seconds_per_second", "data_wait")
+    return {name: value for name, value in line.items() if name not in timings}
 
 
 def flags(config: ConfigDict) -> list[str]:

@@ -5,12 +5,12 @@ A gather of anything that grows with the batch would undo data parallelism and c
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
 
 import pytest
+from group import environment
 
 DEVICES, ROWS, SAMPLES = 8, 32, 3_280
 MODEL = {
@@ -61,11 +61,7 @@ def exchanged(fsdp: bool) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def found() -> list[dict[str, int]]:
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={DEVICES}"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, __file__]
-    done = subprocess.run(command, env=environment, check=True, timeout=500, capture_output=True)
-    return json.loads(done.stdout)
+    return json.loads(subprocess.check_output([sys.executable, __file__], env=environment(DEVICES)))
 
 
 def test_a_whole_state_sums_gradient_and_codebook_statistics_and_nothing_else(

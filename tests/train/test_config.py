@@ -20,11 +20,6 @@ from spidr_jax.pretraining import check_manifest
 from spidr_jax.train.config import build, changes, to_json
 
 
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"), utterances=1)
-
-
 def load(name: str) -> ConfigDict:
     return runpy.run_path(str(tiny.REPOSITORY / "configs" / f"{name}.py"))["get_config"]()
 

@@ -1,12 +1,12 @@
 """Many devices compute what one does: loss, metrics, every tensor, the same masks and dropout."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from group import environment
 
 STEPS, ROWS, SAMPLES = 10, 8, 500
 RUNS = ((1, 1), (8, 1), (4, 2))  # devices, parts of the batch that they compute in turn
@@ -73,11 +73,8 @@ def train_on(number: int, accumulate: int) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
     folder = tmp_path_factory.mktemp("devices")
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    subprocess.run(
-        [sys.executable, __file__, str(folder)], env=environment, check=True, timeout=500
-    )
+    command = [sys.executable, __file__, str(folder)]
+    subprocess.run(command, env=environment(8), check=True, timeout=500)
     found = []
     for number, _ in RUNS:
         with np.load(folder / f"{number}.npz") as arrays:

@@ -28,17 +28,6 @@ from spidr_jax.weights import orbax as orbax_files
 KILLS = 8
 
 
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-def run_to_end(config: ConfigDict) -> Any:
-    run = tiny.open_run(config)
-    assert train.train(run, train.build_state(run)) == 0
-    return last_state(config)
-
-
 def last_state(config: ConfigDict) -> Any:
     return jax.device_get(train.build_state(tiny.open_run(config)))
 
@@ -66,7 +55,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_named(
     config = tiny.config(manifest, tmp_path / "run")
     config.checkpoint.update(every=1, keep=9)
     poison(monkeypatch, 3)
-    state = run_to_end(config)
+    state, _ = tiny.run_to_end(config)
     output = capsys.readouterr().out
     rows = tiny.open_run(config).task.data.plan.batch(2).rows
     names = ", ".join(f"u{row:02d}" for row in rows)
@@ -128,7 +117,7 @@ def test_a_disk_that_fills_in_a_save_is_warned_of_and_the_old_checkpoint_stays(
 ) -> None:
     config = tiny.config(manifest, tmp_path / "run")
     config.steps = 3
-    good = run_to_end(config)
+    good, _ = tiny.run_to_end(config)
     config.steps = 6
     config.checkpoint.every = 1
     command = [sys.executable, "-m", "spidr_jax.main", *tiny.flags(config)]
@@ -208,7 +197,7 @@ def test_kill_9_loses_nothing_but_what_came_after_the_last_save(
     whole = tiny.config(manifest, tmp_path / "whole")
     whole.update(steps=config.steps, freeze_step=config.freeze_step)
     whole.update(validation=config.validation, validation_every=3)
-    assert_same(run_to_end(whole), run_to_end(config))
+    assert_same(tiny.run_to_end(whole)[0], tiny.run_to_end(config)[0])
     lines = [metrics.read(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
     assert lines[0][-1]["loss"] == lines[1][-1]["loss"]
     assert len({line["step"] for line in lines[1]}) == len(lines[1])

@@ -14,7 +14,6 @@ from group import Group
 from ml_collections import ConfigDict
 
 from spidr_jax.train import distributed, metrics
-from spidr_jax.train import loop as train
 from spidr_jax.weights import orbax as orbax_files
 
 ENDLESS = 1_000_000
@@ -79,11 +78,6 @@ def test_a_wrong_environment_is_named(changed: dict[str, str], message: str) -> 
 # ---- the same run on any number of processes and devices
 
 
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
 def configure(manifest: Path, folder: Path, **changes: Any) -> ConfigDict:
     config = tiny.config(manifest, folder / "run")
     config.model.update(
@@ -93,11 +87,6 @@ def configure(manifest: Path, folder: Path, **changes: Any) -> ConfigDict:
     config.log_every = 1
     config.update(changes)
     return config
-
-
-def run_here(config: ConfigDict) -> None:
-    run = tiny.open_run(config)
-    assert train.train(run, train.build_state(run)) == 0
 
 
 def state_at(config: ConfigDict, step: int) -> dict[str, np.ndarray]:
@@ -133,17 +122,14 @@ def straight(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Config
     config = configure(manifest, tmp_path_factory.mktemp("straight"))
     config.update(steps=8, validation=f"dev:{manifest}", validation_every=2)
     alignment, items = tiny.write_labels(manifest)
-    config.update(evaluation=f"tones:{manifest}:{alignment}:{items}", evaluation_share=1.0)
-    config.evaluation_every = 2
+    config.update(evaluation=f"tones:{manifest}:{alignment}:{items}", evaluation_every=2)
     config.checkpoint.update(every=2, keep=9)
-    run_here(config)
+    tiny.run_to_end(config)
     return config
 
 
 def continued(straight: ConfigDict, folder: Path, steps: int) -> ConfigDict:
-    config = ConfigDict(straight.to_dict())
-    config.workdir, config.steps = str(folder / "run"), steps
-    return config
+    return tiny.changed(straight, workdir=str(folder / "run"), steps=steps)
 
 
 @pytest.mark.slow
@@ -159,7 +145,7 @@ def test_any_processes_and_devices_go_on_and_equal_one(
             assert f"devices: {number * devices} x cpu, {number} process(es)" in group.output(0)
             for quiet in range(1, number):
                 assert "step" not in re.sub(r"(?m)^[WIE]\d.*$", "", group.output(quiet))
-    run_here(continued(straight, tmp_path, 8))
+    tiny.run_to_end(continued(straight, tmp_path, 8))
     assert_equal_runs(straight, continued(straight, tmp_path, 8), [2, 4, 6, 8])
 
 

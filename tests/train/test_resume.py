@@ -25,9 +25,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[ConfigDict, Any]:
     """A run with checkpoints 3 and 6, and its last state."""
     folder = tmp_path_factory.mktemp("resume")
     config = tiny.config(tiny.write_corpus(folder / "corpus"), folder / "run")
-    run = tiny.open_run(config)
-    train.train(run, train.build_state(run))
-    return config, jax.device_get(start(config))
+    return config, tiny.run_to_end(config)[0]
 
 
 def start(config: ConfigDict) -> Any:
@@ -37,10 +35,7 @@ def start(config: ConfigDict) -> Any:
 def copy_of(config: ConfigDict, folder: Path, **changes: Any) -> ConfigDict:
     """The config of a copy of a run's folder."""
     shutil.copytree(config.workdir, folder / "run")
-    copied = ConfigDict(config.to_dict())
-    copied.workdir = str(folder / "run")
-    copied.update(changes)
-    return copied
+    return tiny.changed(config, workdir=str(folder / "run"), **changes)
 
 
 def checkpoint(config: ConfigDict, step: int) -> Path:
@@ -101,8 +96,7 @@ def test_the_run_goes_on_from_an_earlier_checkpoint_and_loses_nothing(
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(trained: Any) -> None:
-    config = ConfigDict(trained[0].to_dict())
-    config.resume_step = 4
+    config = tiny.changed(trained[0], resume_step=4)
     with pytest.raises(ValueError, match=r"config\.resume_step = 4: .* allows 3, 6, 0 \(0: a new"):
         start(config)
 
@@ -206,8 +200,8 @@ def test_a_new_run_starts_from_other_weights(trained: Any, tmp_path: Path, kind:
     if kind == "file":
         convert.to_torch_file(source, tmp_path / "model.safetensors")
         source = tmp_path / "model.safetensors"
-    config = ConfigDict(trained[0].to_dict())
-    config.update(workdir=str(tmp_path / "new"), init_from=str(source), seed=8)
+    changes = {"workdir": str(tmp_path / "new"), "init_from": str(source), "seed": 8}
+    config = tiny.changed(trained[0], **changes)
     state, model = start(config), read(source)
     assert state.step == 0
     for name in ("params", "teacher", "codebooks"):
@@ -218,8 +212,8 @@ def test_a_new_run_starts_from_other_weights(trained: Any, tmp_path: Path, kind:
 
 
 def test_weights_of_another_model_are_refused(trained: Any, tmp_path: Path) -> None:
-    config = ConfigDict(trained[0].to_dict())
-    config.update(workdir=str(tmp_path / "new"), init_from=trained[0].workdir)
+    source = trained[0].workdir
+    config = tiny.changed(trained[0], workdir=str(tmp_path / "new"), init_from=source)
     config.model.codebook_size = 12
     with pytest.raises(ValueError, match=r"config\.init_from = .*codebooks.*\(2, 8\).*\(2, 12\)"):
         start(config)

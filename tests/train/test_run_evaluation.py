@@ -1,7 +1,6 @@
 """Evaluation while a run trains: its numbers, its cadence, its faults."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
-from ml_collections import ConfigDict
 
 from spidr_jax import evaluate
 from spidr_jax.data.pipeline import BadDataError
@@ -19,25 +16,14 @@ from spidr_jax.train import loop as train
 from spidr_jax.train import metrics
 from spidr_jax.train.evaluation import Evaluations
 
-TIMINGS = ("audio_seconds_per_second", "data_wait")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 UNITS = ("pnmi", "phone_purity", "cluster_purity", "codebook_perplexity", "bitrate")
 ABX = ("abx_within", "abx_across")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The runs of this file compile the same programs: let the later ones read them."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+def files(manifest: Path) -> tuple[Path, Path, Path]:
     """Manifest, alignment and ABX items."""
-    manifest = tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
     return manifest, *tiny.write_labels(manifest)
 
 
@@ -86,14 +72,6 @@ def test_cadence_start_and_end(files: Any, tmp_path: Path) -> None:
 # --- in a run
 
 
-def run_to_end(config: ConfigDict) -> tuple[Any, list[dict[str, Any]]]:
-    run = tiny.open_run(config)
-    assert train.train(run, train.build_state(run)) == 0
-    final = jax.device_get(train.build_state(tiny.open_run(config)))
-    lines = metrics.read(Path(config.workdir) / "metrics.jsonl")
-    return final, [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def straight(files: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An uninterrupted run of six steps, evaluated every other one, and what it compiled."""
@@ -119,7 +97,7 @@ def straight(files: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     jax.monitoring.register_event_duration_secs_listener(count)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evaluations, "measure", watched)
-        state, lines = run_to_end(config)
+        state, lines = tiny.run_to_end(config)
     return config, state, lines, compiled
 
 
@@ -166,9 +144,8 @@ def test_the_numbers_are_those_of_the_evaluation_command(
 
 def test_evaluation_changes_nothing_of_the_run(straight: Any, tmp_path: Path) -> None:
     with_it, state, lines, _ = straight
-    config = ConfigDict(with_it.to_dict())
-    config.update(workdir=str(tmp_path / "run"), evaluation="")
-    state_without, lines_without = run_to_end(config)
+    config = tiny.changed(with_it, workdir=str(tmp_path / "run"), evaluation="")
+    state_without, lines_without = tiny.run_to_end(config)
     jax.tree.map(np.testing.assert_array_equal, state, state_without)
     trained = [{k: v for k, v in line.items() if k not in evaluated(line)} for line in lines]
     assert trained[1:] == lines_without
@@ -178,15 +155,14 @@ def test_killed_between_save_and_evaluation_and_resumed_gives_the_same_lines(
     straight: Any, tmp_path: Path
 ) -> None:
     whole, state, lines, _ = straight
-    config = ConfigDict(whole.to_dict())
-    config.update(workdir=str(tmp_path / "run"), steps=4)
-    run_to_end(config)
+    config = tiny.changed(whole, workdir=str(tmp_path / "run"), steps=4)
+    tiny.run_to_end(config)
     file = tmp_path / "run" / "metrics.jsonl"
     *kept, last = metrics.read(file)
     cut = {name: v for name, v in last.items() if not name.startswith("flat/")}  # after one set
     file.write_text("".join(json.dumps(line) + "\n" for line in [*kept, cut]))
     config.steps = 6
-    resumed_state, resumed_lines = run_to_end(config)
+    resumed_state, resumed_lines = tiny.run_to_end(config)
     jax.tree.map(np.testing.assert_array_equal, state, resumed_state)
     assert resumed_lines == lines
 
@@ -194,10 +170,9 @@ def test_killed_between_save_and_evaluation_and_resumed_gives_the_same_lines(
 def test_a_set_that_cannot_be_measured_ends_no_run_that_trains(
     straight: Any, tmp_path: Path, capsys: Any
 ) -> None:
-    config = ConfigDict(straight[0].to_dict())
     manifest = tiny.write_corpus(tmp_path / "other", 9)
-    alignment, _ = tiny.write_labels(manifest)
-    config.update(workdir=str(tmp_path / "run"), evaluation=f"gone:{manifest}:{alignment}")
+    gone = f"gone:{manifest}:{tiny.write_labels(manifest)[0]}"
+    config = tiny.changed(straight[0], workdir=str(tmp_path / "run"), evaluation=gone)
     run = tiny.open_run(config)
     state = train.build_state(run)
     (tmp_path / "other" / "u03.wav").unlink()
@@ -205,7 +180,7 @@ def test_a_set_that_cannot_be_measured_ends_no_run_that_trains(
         train.train(run, state)
     soon = [{"step": 0, "gone/pnmi/2": 0.0}]  # as if it had gone after the start
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(soon[0]) + "\n")
-    _, lines = run_to_end(config)
+    _, lines = tiny.run_to_end(config)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
     warnings = [x for x in capsys.readouterr().out.splitlines() if x.startswith("warning: config")]
     assert len(warnings) == 3

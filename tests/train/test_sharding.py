@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from group import environment
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from spidr_jax.method.step import TrainState
@@ -109,11 +109,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = tiny.write_corpus(folder / "corpus", utterances=36)
 
     def start(devices: int, *runs: tuple[str, bool, int]) -> None:
-        flags = os.environ.get("XLA_FLAGS", "")
-        flags += f" --xla_force_host_platform_device_count={devices}"
-        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, __file__, str(manifest), str(folder), json.dumps(runs)]
-        subprocess.run(command, env=environment, check=True, timeout=500)
+        subprocess.run(command, env=environment(devices), check=True, timeout=500)
 
     start(8, ("whole", False, STEPS), ("split", True, STEPS))
     shutil.copytree(folder / "split", folder / "moved")

@@ -1,10 +1,8 @@
 """Validation: the same batches every time, its numbers, its cadence, the best checkpoint."""
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
+from group import environment
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 import spidr_jax
 from spidr_jax.data import pipeline
@@ -33,7 +30,7 @@ from spidr_jax.train.console import ProgressLog
 from spidr_jax.train.sinks import Logs
 from spidr_jax.train.task import Task
 
-TIMINGS = ("audio_seconds_per_second", "data_wait")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 LIMITS = {
     "min_samples": 2_000,
     "max_samples": 320_000,
@@ -46,16 +43,6 @@ LIMITS = {
 def audio_of(dataset: ValidationSet) -> PlannedAudio:
     batches = dataset.plan.batches_per_epoch
     return PlannedAudio([dataset.source], dataset.plan, num_batches=batches, num_threads=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The runs of this file compile the same programs: let the later ones read them."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -181,15 +168,7 @@ def straight(manifests: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
     config = tiny.config(manifests[0], tmp_path_factory.mktemp("straight") / "run")
     config.update(log_every=1, validation_every=2)
     config.validation = f"dev:{manifests[1]},own:{manifests[0]}"
-    return config, *run_to_end(config)
-
-
-def run_to_end(config: ConfigDict) -> tuple[Any, list[dict[str, Any]]]:
-    run = tiny.open_run(config)
-    assert train.train(run, train.build_state(run)) == 0
-    final = jax.device_get(train.build_state(tiny.open_run(config)))
-    lines = metrics.read(Path(config.workdir) / "metrics.jsonl")
-    return final, [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
+    return config, *tiny.run_to_end(config)
 
 
 def validated(line: dict[str, Any]) -> dict[str, Any]:
@@ -214,9 +193,8 @@ def test_every_set_is_measured_at_the_start_the_end_and_at_its_cadence(straight:
 
 def test_validation_changes_nothing_of_the_run(straight: Any, tmp_path: Path) -> None:
     with_it, state, lines = straight
-    config = ConfigDict(with_it.to_dict())
-    config.update(workdir=str(tmp_path / "run"), validation="")
-    state_without, lines_without = run_to_end(config)
+    config = tiny.changed(with_it, workdir=str(tmp_path / "run"), validation="")
+    state_without, lines_without = tiny.run_to_end(config)
     jax.tree.map(np.testing.assert_array_equal, state, state_without)
     assert jax.tree.structure(state) == jax.tree.structure(state_without)
     trained = [{k: v for k, v in line.items() if k not in validated(line)} for line in lines]
@@ -225,11 +203,9 @@ def test_validation_changes_nothing_of_the_run(straight: Any, tmp_path: Path) ->
 
 def test_the_same_state_gives_the_same_numbers_whatever_the_seed(straight: Any) -> None:
     whole, _, lines = straight
-    config = ConfigDict(whole.to_dict())
-    state = train.build_state(tiny.open_run(config))
-    config.seed = 11
-    config.validation = f"again:{config.validation.split(',')[0].removeprefix('dev:')}"
-    run = tiny.open_run(config)
+    state = train.build_state(tiny.open_run(whole))
+    dev = whole.validation.split(",")[0].removeprefix("dev:")
+    run = tiny.open_run(tiny.changed(whole, seed=11, validation=f"again:{dev}"))
     eval_fn = validation.make_eval_fn(run.task, run.mesh)
     for _ in range(2):
         values = validation.measure_set(eval_fn, run.task, state, "again", run.mesh)
@@ -243,17 +219,16 @@ def test_stopped_and_resumed_gives_the_same_lines_and_keeps_the_best(
 ) -> None:
     whole, state, lines = straight
     best = next(name for name in worsening(lines) if name.startswith("dev/"))
-    config = ConfigDict(whole.to_dict())
-    config.update(workdir=str(tmp_path / "run"), steps=4)
+    config = tiny.changed(whole, workdir=str(tmp_path / "run"), steps=4)
     config.checkpoint.update(every=100, keep=1, best=best)
-    run_to_end(config)
+    tiny.run_to_end(config)
     file = tmp_path / "run" / "metrics.jsonl"
     *kept, last = metrics.read(file)
     assert validated(last)
     last = {name: value for name, value in last.items() if not name.startswith("dev/")}
     file.write_text("".join(json.dumps(line) + "\n" for line in [*kept, last]))  # a line cut short
     config.steps = 6
-    resumed_state, resumed_lines = run_to_end(config)
+    resumed_state, resumed_lines = tiny.run_to_end(config)
     jax.tree.map(np.testing.assert_array_equal, state, resumed_state)
     assert resumed_lines == lines
     folder = tmp_path / "run" / "checkpoints"
@@ -278,8 +253,7 @@ def worsening(lines: list[dict[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize("best", ["loss", "dev/masked_frames", "dev/loss/3", "own/lost"])
 def test_the_best_in_what_nobody_measures_is_refused(straight: Any, best: str) -> None:
-    config = ConfigDict(straight[0].to_dict())
-    config.checkpoint.best = best
+    config = tiny.changed(straight[0], checkpoint={"best": best})
     with pytest.raises(
         ValueError, match=rf"checkpoint\.best = '{best}': allowed .*own/active_codes/2"
     ):
@@ -292,10 +266,9 @@ def test_the_best_in_what_nobody_measures_is_refused(straight: Any, best: str) -
 def test_unreadable_files_end_the_run_by_the_sets_name_but_save_it(
     straight: Any, tmp_path: Path
 ) -> None:
-    config = ConfigDict(straight[0].to_dict())
     dev = tiny.write_corpus(tmp_path / "dev", 9, 1.2)
-    config.update(workdir=str(tmp_path / "run"), validation=f"dev:{dev}")
-    run = tiny.open_run(config)
+    changes = {"workdir": str(tmp_path / "run"), "validation": f"dev:{dev}"}
+    run = tiny.open_run(tiny.changed(straight[0], **changes))
     state = train.build_state(run)
     for file in (tmp_path / "dev").glob("*.wav"):
         file.unlink()
@@ -336,17 +309,8 @@ def measure_everywhere(manifest: Path) -> list[dict[str, float]]:
 @pytest.mark.slow
 def test_the_numbers_are_equal_on_one_and_eight_devices(tmp_path: Path) -> None:
     tiny.write_corpus(tmp_path, 18)
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path / "manifest.csv")],
-        env=environment,
-        check=True,
-        timeout=300,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    one, eight, split = json.loads(done.stdout)
+    command = [sys.executable, __file__, str(tmp_path / "manifest.csv")]
+    one, eight, split = json.loads(subprocess.check_output(command, env=environment(8)))
     assert one["batches"] == 2
     assert one.keys() == eight.keys() == split.keys()
     for name in one:
