@@ -7,7 +7,8 @@
 
 Units become lines `{"file": id, "audio": id, "units": [...]}` of DIR/units/LAYER/NAME.jsonl (NAME
 is the manifest's unless given), in order of length; features and codebooks arrays [frames, dim],
-DIR/KIND/LAYER/ID.npy or .pt. The same command started again goes on where it was stopped.
+DIR/KIND/LAYER/ID.npy or .pt. The same command started again goes on where it was stopped. DIR/KIND
+holds one manifest, as it was then; of units one for each NAME.
 
 Exit code: 0 where all is well, 1 where some files are not (each listed on stderr), 2 where the
 command could not be carried out.

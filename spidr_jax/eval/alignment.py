@@ -60,7 +60,7 @@ def _parse(line: str, path: str | os.PathLike[str], number: int) -> tuple[str, _
 
 def refuse(path: str | os.PathLike[str], number: int, reason: str) -> NoReturn:
     """Raise a ValueError that names a file's line."""
-    raise ValueError(f"{os.fspath(path)}:{number}: {reason}")
+    raise ValueError(f"{os.fspath(path)}:{number}: {storage.printable(reason)}")
 
 
 def _labels(segments: list[_Segment]) -> NDArray[np.str_]:
