@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from spidr_jax.data.files import making_folder, replacing
+from spidr_jax.data.files import local_path, making_folder, replacing
 from spidr_jax.weights import load as stored
 from spidr_jax.weights import register, torch_files, torch_names
+from spidr_jax.weights.check import one_error
 from spidr_jax.weights.reference_config import MODEL_TYPES, to_reference
 
 
@@ -91,10 +92,11 @@ def from_torch_file(
     if not force:
         for path in (checkpoints, out / "config.json", out / "metrics.jsonl"):
             _refuse_existing(path)
-    file = torch_files.read(source, model_type)
-    torch_names.check(str(source), file.state, file.config, stored.PARTS)
-    state, trains = _state(file)
-    step = int(state["step"])
+    with one_error(source):
+        file = torch_files.read(source, model_type)
+        torch_names.check(str(source), file.state, file.config, stored.PARTS)
+        state, trains = _state(file)
+        step = int(state["step"])
     position = {"step": step, "plan": None, "optimizer": trains}
     out.mkdir(parents=True, exist_ok=True)
     with making_folder(checkpoints, ".checkpoints.partial-") as partial:
@@ -143,12 +145,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m spidr_jax.convert")
     commands = parser.add_subparsers(dest="command", required=True)
     out = commands.add_parser("to-torch", help="a run or checkpoint to the reference's file")
-    out.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
-    out.add_argument("out", type=Path, metavar="OUT.pt", help="or OUT.safetensors")
+    out.add_argument("source", type=local_path, metavar="RUN_OR_CHECKPOINT")
+    out.add_argument("out", type=local_path, metavar="OUT.pt", help="or OUT.safetensors")
     out.add_argument("--student-only", action="store_true", help="without teacher and codebooks")
     back = commands.add_parser("from-torch", help="a PyTorch file to a run's folder")
-    back.add_argument("source", type=Path, metavar="IN.pt", help="or .ckpt, .safetensors")
-    back.add_argument("out", type=Path, metavar="OUT_DIR")
+    back.add_argument("source", type=local_path, metavar="IN.pt", help="or .ckpt, .safetensors")
+    back.add_argument("out", type=local_path, metavar="OUT_DIR")
     back.add_argument("--model-type", choices=MODEL_TYPES, help="where config.json is silent")
     for command in (out, back):
         command.add_argument("--force", action="store_true", help="replace what lies there")

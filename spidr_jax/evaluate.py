@@ -17,11 +17,11 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from spidr_jax.data import audio
 from spidr_jax.data.corpus import Corpus, open_manifest
+from spidr_jax.data.files import local_path
 from spidr_jax.eval import abx, results
 from spidr_jax.eval.alignment import FRAMES_PER_SECOND
 from spidr_jax.inference import model as inference
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", choices=list(inference.DTYPES), default="float32")
     add("--batch-seconds", type=float, help="of a batch (default: 20 on a CPU, else 240)")
     add("--model-type", choices=MODEL_TYPES, help="for a .pt file that does not say it")
-    add("--out", type=Path, metavar="F.json", help="the same scores, and more")
+    add("--out", type=local_path, metavar="F.json", help="the same scores, and more")
     register.add_option(parser)
     return parser
 

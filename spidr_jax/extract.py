@@ -24,6 +24,7 @@ import numpy as np
 
 from spidr_jax.data import audio, parallel
 from spidr_jax.data.corpus import Corpus, Row, open_manifest
+from spidr_jax.data.files import local_path
 from spidr_jax.inference import model as inference
 from spidr_jax.inference import writers as extract_files
 from spidr_jax.inference.forward import KINDS
@@ -110,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", required=True, help="run, checkpoint, .pt or .safetensors")
     add("--manifest", required=True, help=".csv, .jsonl or .tsv of 16 kHz mono files")
-    add("--out", required=True, type=Path, help="folder")
+    add("--out", required=True, type=local_path, help="folder")
     add("--kind", required=True, choices=KINDS)
     add("--layers", required=True, type=_layers, help="such as 6,7, counted from 1")
     add("--dedup", action="store_true", help="repeated units once (units only)")

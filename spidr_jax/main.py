@@ -1,5 +1,6 @@
 """python -m spidr_jax.main --config=configs/base.py [--config.FIELD=VALUE ...]: train a model."""
 
+from spidr_jax.data.files import local_path
 from spidr_jax.method.config import Config
 from spidr_jax.pretraining import Pretraining
 from spidr_jax.report import draw
@@ -11,9 +12,11 @@ CORPUS_SECONDS = 1800  # that the other processes wait for the one that makes th
 
 def make_task(config: Config) -> Pretraining:
     """The task of a config, with its corpus if that is embedded."""
-    if config.data.embedded_corpus:
+    folder = config.data.embedded_corpus
+    read = config.data.sources or config.data.manifest, config.evaluation, config.validation
+    if folder and any(folder in (text or "") for text in read):
         if distributed.is_first():
-            make_corpus(config.data.embedded_corpus)
+            make_corpus(local_path(folder))
         distributed.barrier("the embedded corpus", CORPUS_SECONDS)
     return Pretraining(config)
 

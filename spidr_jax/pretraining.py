@@ -11,6 +11,7 @@ from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.data.plan import Plan, make_plan
 from spidr_jax.data.planned_audio import PlannedAudio, probe
 from spidr_jax.data.sources import open_sources
+from spidr_jax.data.storage import is_remote
 from spidr_jax.data.validation_sets import open_sets as open_validation
 from spidr_jax.eval.metrics import Key, key_text
 from spidr_jax.inference import evaluation
@@ -50,7 +51,7 @@ class Pretraining(Task):
         """See `Task.open`."""
         config, limits = self.config.data, self.config.data.limits()
         check_manifest(self.config)
-        sources = open_sources(config.manifest, config.sources)
+        sources = open_sources(None if config.sources else config.manifest, config.sources)
         plan = make_plan(sources, seed=self.config.seed, **limits)
         for source in sources:
             probe(source)
@@ -179,16 +180,19 @@ def check_manifest(config: Config) -> None:
     """Check that a config names what to train on.
 
     Raises:
-        ValueError: it names nothing, or two things.
+        ValueError: it names nothing.
         FileNotFoundError: the manifest does not exist, nor will the embedded corpus have it.
     """
     data = config.data
-    if bool(data.manifest) == bool(data.sources):
+    if not (data.manifest or data.sources):
         raise ValueError(
             f"config.data.manifest = {data.manifest!r}: allowed is the path of a manifest, or "
             "data.sources instead of it"
         )
-    if data.manifest and not data.embedded_corpus and not Path(data.manifest).is_file():
+    manifest = data.manifest or ""
+    will_be = bool(data.embedded_corpus) and manifest.startswith(data.embedded_corpus)
+    elsewhere = bool(data.sources) or will_be or is_remote(manifest)
+    if not (elsewhere or Path(manifest).expanduser().is_file()):
         raise FileNotFoundError(f"config.data.manifest = {data.manifest!r}: there is no such file")
 
 

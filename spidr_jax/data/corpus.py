@@ -149,7 +149,7 @@ def open_manifest(path: str | os.PathLike[str]) -> Corpus:
         FileNotFoundError: where there is no such manifest.
         ValueError: naming file, line, column, value and what is allowed.
     """
-    path = os.fspath(path)
+    path = os.path.expanduser(path)
     try:
         base = os.fsencode(os.path.basename(path))[:_MAX_NAME].decode(errors="ignore")
         name = f"{base}.columns-{_LAYOUT}-{storage.version_key(path)}"

@@ -12,6 +12,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """A path on this machine, with ~ expanded.
+
+    Raises:
+        ValueError: it is a URL.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        raise ValueError(f"{text}: a URL; allowed is a path, as of a bucket that is mounted")
+    return Path(os.path.expanduser(text))
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
     """Give a path to write to that becomes `path` when all is written; folders are made.

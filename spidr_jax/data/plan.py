@@ -136,7 +136,8 @@ class Plan:
             f"{self.batches_per_epoch} batches an epoch, by rows x samples: {shapes}\n"
             f"sources: {sources}\n"
             f"an epoch leaves {self.lost_share:.1%} of the audio unused; {self.dropped} utterances "
-            f"fill no batch of it, {self.too_short} are too short" + self._describe_cropped()
+            f"fill no batch of it, {self.too_short} are too short (data.min_samples)"
+            + self._describe_cropped()
         )
 
     def _describe_cropped(self) -> str:
@@ -250,7 +251,7 @@ def make_plan(
     if warn and plan.cropped_share > _MUCH_LOST:
         _log.warning(
             "%.0f %% of all audio lies beyond the one crop an epoch that recordings longer than "
-            "%d samples give; cut them into utterances",
+            "data.max_samples = %d give; raise it, or cut them into utterances",
             100 * plan.cropped_share,
             longest,
         )

@@ -1,5 +1,6 @@
 """Evaluation sets: corpora with phone alignments and ABX items."""
 
+import os.path
 from typing import Any, NamedTuple
 
 from spidr_jax.data.corpus import Corpus, open_manifest
@@ -87,6 +88,7 @@ def open_set(
             malformed.
         FileNotFoundError: a file is missing.
     """
+    alignment, item = (path and os.path.expanduser(path) for path in (alignment, item))
     corpus = open_manifest(manifest)
     phones = None if alignment is None else read_alignment(alignment)
     known = {row.fileid for row in corpus}

@@ -5,7 +5,6 @@ Source: DinoSR (arXiv 2305.10005), section 3.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -42,13 +41,13 @@ class CodebookConfig:
         ValueError: a value is not usable; the message names field, value and what is allowed.
     """
 
-    decay: float = 0.9  # of sums and counts a step; from 1 on nothing moves
+    decay: float = 0.9  # of sums and counts a step; at 1 nothing moves
     assignment: str = "nearest"  # name in ASSIGNMENTS: which code a frame gets
     update_rule: str = "moving_average"  # name in UPDATES: how a step changes the codes
 
     def __post_init__(self) -> None:
         checks = (
-            ("decay", 0 <= self.decay < math.inf, "a number from 0"),
+            ("decay", 0 <= self.decay <= 1, "0 to 1"),
             ("assignment", self.assignment in ASSIGNMENTS, ", ".join(ASSIGNMENTS)),
             ("update_rule", self.update_rule in UPDATES, ", ".join(UPDATES)),
         )
@@ -130,12 +129,12 @@ def update(
     """Move the codes after a batch.
 
     Args:
-        config: names the update; from a decay of 1 on nothing moves.
+        config: names the update; at a decay of 1 nothing moves.
         state: the codebooks.
         batch: the `statistics` of the batch's frames. What an update does not read costs nothing.
         key: random key of the step.
     """
-    return state if config.decay >= 1 else UPDATES[config.update_rule](config, state, batch, key)
+    return state if config.decay == 1 else UPDATES[config.update_rule](config, state, batch, key)
 
 
 def _moving_average(

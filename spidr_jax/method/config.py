@@ -35,9 +35,13 @@ class DataConfig:
         floor = max(self.min_samples, _SHORTEST)
         checks = (
             ("min_samples", is_integer(self.min_samples, 0), "an integer from 0"),
-            ("max_samples", self.max_samples >= floor, f"at least {floor} samples"),
+            ("max_samples", is_integer(self.max_samples, floor), f"at least {floor} samples"),
             ("num_buckets", is_integer(self.num_buckets, 1, 255), "1 to 255"),
-            ("max_batch_samples", self.max_batch_samples >= floor, f"at least {floor} samples"),
+            (
+                "max_batch_samples",
+                is_integer(self.max_batch_samples, floor),
+                f"at least {floor} samples",
+            ),
             ("planned_devices", is_integer(self.planned_devices, 1, 2**20), "an integer from 1"),
             ("num_threads", is_integer(self.num_threads, 1, 1024), "an integer from 1 to 1024"),
             ("max_bad_share", 0 <= self.max_bad_share <= 1, "0 to 1"),
@@ -86,6 +90,17 @@ class Config(RunConfig):
             raise ValueError(
                 f"model.extractor_conv_layer_config = {layers!r}: allowed are convolutions that "
                 f"give a frame for {_SHORTEST} samples (two flags of it add up)"
+            )
+        frames, cosine = self.model.framing.num_frames(self.data.max_samples), self.optimizer
+        if 2 * self.masking.mask_length > frames:
+            raise ValueError(
+                f"masking.mask_length = {self.masking.mask_length!r}: allowed is up to half of the "
+                f"{frames} frames of a crop of data.max_samples = {self.data.max_samples}"
+            )
+        if cosine.scheduler == "cosine" and cosine.max_steps < self.steps:
+            raise ValueError(
+                f"optimizer.max_steps = {cosine.max_steps!r}: allowed is at least steps = "
+                f"{self.steps}, beyond which the rate of cosine would rise again"
             )
         check_fields(self, [("freeze_step", is_integer(self.freeze_step, 0), "an integer from 0")])
 

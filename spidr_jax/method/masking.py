@@ -42,7 +42,7 @@ class MaskingConfig:
     def __post_init__(self) -> None:
         checks = (
             ("mask_prob", 0 < self.mask_prob <= 1, "a share above 0, up to 1"),
-            ("mask_length", is_integer(self.mask_length, 1), "an integer from 1"),
+            ("mask_length", is_integer(self.mask_length, 1, 2**20), "an integer from 1"),
             ("mask_selection", self.mask_selection in SPAN_LAWS, ", ".join(SPAN_LAWS)),
             ("mask_other", 0 <= self.mask_other <= 2 * self.mask_length, "0 to 2 mask_length"),
             ("mask_min_space", is_integer(self.mask_min_space, 0), "an integer from 0"),

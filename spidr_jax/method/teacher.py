@@ -46,8 +46,8 @@ class TeacherConfig:
         checks = (
             ("schedule", self.schedule in SCHEDULES, ", ".join(SCHEDULES)),
             ("decay", 0 <= self.decay <= 1, "0 to 1"),
-            ("timescale", self.timescale > 0, "a number of steps above 0"),
-            ("threshold", self.threshold >= 0, "a rate from 0"),
+            ("timescale", 1e-9 <= self.timescale <= 1e18, "a number of steps above 0"),
+            ("threshold", 0 <= self.threshold <= 1, "a rate from 0 to 1"),
             ("final_decay", 0 <= self.final_decay <= 1, "0 to 1"),
             ("final_step", is_integer(self.final_step, 1), "an integer from 1"),
         )

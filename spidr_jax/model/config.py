@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 from spidr_jax.data.audio import SAMPLE_RATE
 from spidr_jax.model.checks import check_fields, is_integer
 
+_MAX_SIZE = 2**16  # of anything; more is a damaged or hostile file's, and would never end
+_MAX_LAYERS = 256
+_LAYERS = ("encoder_num_layers", "encoder_pos_conv_depth", "num_codebooks")
 CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 
 
@@ -80,9 +83,14 @@ class ModelConfig:
             if field.type is float:
                 yield field.name, 0 <= value < 1, "a rate from 0 to below 1"
             elif field.type is int:
-                yield field.name, is_integer(value, 1), "an integer from 1"
+                most = _MAX_LAYERS if field.name in _LAYERS else _MAX_SIZE
+                least = 2 if field.name == "codebook_size" else 1
+                allowed = f"an integer from {least} to {most}"
+                yield field.name, is_integer(value, least, most), allowed
         layers = self.extractor_conv_layer_config
-        usable = bool(layers) and all(len(layer) == 3 and min(layer) >= 1 for layer in layers)
+        usable = 0 < len(layers) <= _MAX_LAYERS and all(
+            len(layer) == 3 and all(is_integer(x, 1, _MAX_SIZE) for x in layer) for layer in layers
+        )
         allowed = "a tuple of (channels, kernel, stride), each from 1"
         yield "extractor_conv_layer_config", usable, allowed
         allowed = f"a multiple that divides encoder_embed_dim = {self.encoder_embed_dim}"

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from spidr_jax.data.files import local_path
 from spidr_jax.report.page import write
 from spidr_jax.weights import register
 
@@ -23,8 +24,8 @@ from spidr_jax.weights import register
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m spidr_jax.report")
     add = parser.add_argument
-    add("runs", metavar="RUN", nargs="+", type=Path, help="a run's folder")
-    add("--out", type=Path, help="(default: RUN/report.html; of several runs: report.html)")
+    add("runs", metavar="RUN", nargs="+", type=local_path, help="a run's folder")
+    add("--out", type=local_path, help="(default: RUN/report.html; of several runs: report.html)")
     add("--no-model", action="store_true", help="only what the runs' files tell")
     add("--layer", type=int, help="of the units shown (default: that of the highest PNMI)")
     register.add_option(parser)

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spidr_jax.data.files import replacing
+from spidr_jax.data.files import local_path, replacing
 from spidr_jax.study import table
 from spidr_jax.study.plan import PlannedRun, Study, plan, read_fields, split
 from spidr_jax.study.runs import outcome
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m spidr_jax.study")
     add = parser.add_argument
     add("--config", metavar="C", help="the config file; without it, what is there is compared")
-    add("--out", required=True, type=Path, metavar="DIR", help="the study's folder")
+    add("--out", required=True, type=local_path, metavar="DIR", help="the study's folder")
     add("--vary", action="append", default=[], metavar="FIELD=V1,V2", help="may stand repeatedly")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="of all runs")
     add("--seeds", type=int, default=3, metavar="N", help="runs of each setting (default: 3)")

@@ -59,7 +59,7 @@ class Checkpoints:
             preservation_policy=preservation_policy.AnyPreservationPolicy(stays),
             best_fn=self._score if best else None,
         )
-        self.folder = folder.absolute()
+        self.folder = folder.resolve()  # tensorstore takes no ..
         self._saving: int | None = None
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         newest = distributed.all_gather_int(-1 if (step := self.latest()) is None else step)

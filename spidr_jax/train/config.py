@@ -5,23 +5,22 @@ they are made.
 """
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from spidr_jax.model.checks import build as build
 from spidr_jax.model.checks import check_fields, is_integer
 
 PRECISIONS = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 _RENAMED = {"data.num_rungs": "data.num_buckets"}  # fields of older runs
-Schema = TypeVar("Schema")
 
 
 def free(default: Any) -> Any:
@@ -120,67 +119,6 @@ def defaults(config: Any) -> ConfigDict:
             value = placeholder(kind)
         made[field.name] = value
     return made
-
-
-def build(kind: type[Schema], values: Mapping[str, Any], prefix: str = "") -> Schema:
-    """The checked config of what flags, a config file or a checkpoint say.
-
-    Args:
-        kind: the schema.
-        values: values by field; what is absent has its default.
-        prefix: name of the section and a dot.
-
-    Raises:
-        ValueError: a field does not exist or its value is not usable; one line names field, value
-            and what is allowed.
-    """
-    hints = typing.get_type_hints(kind)
-    given = {}
-    for name in values:
-        field = f"config.{prefix}{name}"
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{field}: there is no such field{hint}")
-        value = values[name]
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, Mapping | ConfigDict):
-                raise ValueError(f"{field} = {value!r}: it is a section, with fields of its own")
-            given[name] = build(hints[name], value, f"{prefix}{name}.")
-            continue
-        try:
-            given[name] = _typed(value, hints[name])
-        except TypeError:
-            allowed = getattr(hints[name], "__name__", str(hints[name]))
-            allowed = str(hints[name]) if typing.get_args(hints[name]) else allowed
-            raise ValueError(f"{field} = {value!r}: allowed is {allowed}") from None
-    try:
-        return kind(**given)
-    except ValueError as error:
-        raise ValueError(f"config.{prefix}{error}") from None
-
-
-def _typed(value: Any, kind: Any) -> Any:
-    """The value as one of a type, lists as tuples and integers as floats.
-
-    Raises:
-        TypeError: it is none.
-    """
-    kinds = typing.get_args(kind)
-    if typing.get_origin(kind) is types.UnionType:
-        return None if value is None else _typed(value, kinds[0])
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple):
-            raise TypeError
-        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-        if len(kinds) != len(value):
-            raise TypeError
-        return tuple(map(_typed, value, kinds))
-    if kind is float and type(value) is int and abs(value) < 2**53:
-        return float(value)
-    if type(value) is not kind:
-        raise TypeError
-    return value
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -48,6 +48,9 @@ def choose(environ: Mapping[str, str]) -> dict[str, Any] | None:
         if found["process_id"] >= found["num_processes"]:
             last = found["num_processes"] - 1
             raise ValueError(f"{place} = {found['process_id']}: allowed is 0 to {last}")
+        host = found["coordinator_address"].rpartition(":")[0]
+        if host == "localhost" or host.startswith("127."):  # else it would listen to any machine
+            found["coordinator_bind_address"] = found["coordinator_address"]
         return found | devices | {"cluster_detection_method": "deactivate"}
     if len(missing) < len(TRIO):
         raise ValueError(f"{', '.join(missing)} not set: allowed is all or none of {TRIO}")

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from spidr_jax.data import pipeline
+from spidr_jax.data.files import local_path
 from spidr_jax.train import config as config_lib
 from spidr_jax.train import console, distributed, placement, resume, watchdog
 from spidr_jax.train.checkpoint import Checkpoints
@@ -54,13 +55,15 @@ def open_run(task: Task, config: RunConfig) -> Run:
             trains there, in one line.
         OSError: a file is missing or the folder cannot be written.
     """
+    folder, begins_from = _paths(config)
+    if config.init_from and not (begins_from.exists() or (folder / "checkpoints").is_dir()):
+        raise FileNotFoundError(f"config.init_from = {config.init_from!r}: there is no such path")
     mesh = placement.make_mesh()
     task.open(mesh.size)
     evaluations = Evaluations(task, config, mesh)
     validation = Validation(task, config, mesh)
     check_installed(config.tensorboard, config.wandb)
     resume.versions()  # now, not at the first save, where this package's own is not known
-    folder = Path(config.workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -69,6 +72,13 @@ def open_run(task: Task, config: RunConfig) -> Run:
     keeping = {name: getattr(config.checkpoint, name) for name in ("keep", "keep_every", "best")}
     checkpoints = Checkpoints(folder / "checkpoints", **keeping)
     return Run(task, config, folder, lock, checkpoints, mesh, evaluations, validation)
+
+
+def _paths(config: RunConfig) -> list[Path]:
+    try:
+        return [local_path(path) for path in (config.workdir, config.init_from)]
+    except ValueError as error:
+        raise ValueError(f"config.workdir, config.init_from: {error}") from None
 
 
 def build_state(run: Run) -> State:
@@ -212,7 +222,7 @@ def _next_batch(
     watchdog.beat()
     try:
         batch: dict[str, jax.Array] = next(batches)
-    except pipeline.BadDataError:
+    except Exception:  # whatever a loader raises must not cost what was trained
         if jax.process_count() == 1:  # a save needs all processes
             log.flush()
             _save(run, state, step - 1)
@@ -270,7 +280,7 @@ def _validate(run: Run, state: State, step: int, log: ProgressLog) -> dict[str, 
     try:
         with log.paused(state):
             return run.validation.measure(state, step, log.writer)
-    except pipeline.BadDataError:
+    except Exception:
         if jax.process_count() == 1:  # a save needs all processes
             _save(run, state, step)
         raise

@@ -44,14 +44,14 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         checks = (
             ("name", self.name in OPTIMIZERS, ", ".join(OPTIMIZERS)),
-            ("lr", 0 < self.lr < math.inf, "a rate above 0"),
+            ("lr", 0 < self.lr <= 1000, "a rate above 0, up to 1000"),
             (
                 "betas",
                 len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
                 "two rates from 0 to below 1",
             ),
-            ("eps", 0 < self.eps < math.inf, "a number above 0"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "a number from 0"),
+            ("eps", 1e-37 <= self.eps <= 1, "1e-37 (float32) to 1"),
+            ("weight_decay", 0 <= self.weight_decay <= 1000, "0 to 1000"),
             ("max_norm", self.max_norm > 0, "a norm above 0"),
             ("scheduler", self.scheduler in SCHEDULES, ", ".join(SCHEDULES)),
             ("warmup_steps", is_integer(self.warmup_steps, 0), "an integer from 0"),
@@ -59,8 +59,9 @@ class OptimizerConfig:
             ("decay_steps", is_integer(self.decay_steps, 1), "an integer from 1"),
             (
                 "max_steps",
-                self.scheduler != "cosine" or self.max_steps > self.warmup_steps,
-                f"more than warmup_steps = {self.warmup_steps}",
+                is_integer(self.max_steps, 1)
+                and (self.scheduler != "cosine" or self.max_steps > self.warmup_steps),
+                f"an integer above warmup_steps = {self.warmup_steps}",
             ),
             ("init_lr_scale", 0 <= self.init_lr_scale <= 1, "0 to 1"),
             ("final_lr_scale", 0 < self.final_lr_scale <= 1, "above 0, up to 1"),

@@ -1,6 +1,8 @@
 """Arrays as they are and as they should be, compared by name."""
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,11 +17,24 @@ def named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def check_arrays(place: str, arrays: Mapping[str, np.ndarray], shapes: Shapes) -> None:
-    """Compare arrays with the shapes that they should have in float32.
+@contextlib.contextmanager
+def one_error(path: Path) -> Iterator[None]:
+    """Refuse a file, by name, for whatever a damaged or hostile one leads to."""
+    try:
+        yield
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        text = " ".join(f"{kind}{error}".split())[:3000]
+        raise ValueError(text if str(path) in text else f"{path}: {text}") from error
+
+
+def check_arrays(place: str, arrays: Mapping[str, Any], shapes: Shapes) -> None:
+    """Compare arrays, or what has but their shapes, with those that they should be in float32.
 
     Raises:
-        ValueError: listing what is missing, unknown or misshapen, by name.
+        ValueError: listing what is missing, unknown, misshapen or not finite, by name.
     """
     wrong = []
     for name in sorted(arrays.keys() & shapes.keys()):
@@ -28,10 +43,12 @@ def check_arrays(place: str, arrays: Mapping[str, np.ndarray], shapes: Shapes) -
             wrong.append(f"{name} is {list(array.shape)} and should be {list(shape)}")
         elif array.dtype != np.float32:
             wrong.append(f"{name} is {array.dtype} and should be float32")
+        elif isinstance(array, np.ndarray) and not np.isfinite(array).all():
+            wrong.append(f"{name} holds NaN or infinite numbers")
     problems = {
         "missing": sorted(shapes.keys() - arrays.keys()),
         "unknown": sorted(arrays.keys() - shapes.keys()),
-        "misshapen": wrong,
+        "wrong": wrong,
     }
     found = [f"{kind}: {_listed(items)}" for kind, items in problems.items() if items]
     if found:

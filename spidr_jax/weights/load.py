@@ -2,15 +2,19 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from spidr_jax.data.files import local_path
 from spidr_jax.model import model
+from spidr_jax.model.checks import build
 from spidr_jax.model.config import ModelConfig
 from spidr_jax.weights import orbax
-from spidr_jax.weights.check import check_arrays, named
+from spidr_jax.weights.check import check_arrays, named, one_error
 
 Tree = dict[str, Any]
 PARTS = ("params", "teacher", "codebooks")  # of a training state: what the model is
@@ -42,25 +46,35 @@ def read(
         ImportError: torch or safetensors is needed for that file.
         ValueError: it cannot be used; the message says why in one line.
     """
-    path = Path(path)
+    path = local_path(path)
     parts = PARTS[:1] if student_only else PARTS
-    return _read_orbax(path, parts) if path.is_dir() else _read_torch(path, model_type, parts)
+    with one_error(path):
+        return _read_orbax(path, parts) if path.is_dir() else _read_torch(path, model_type, parts)
 
 
 def shapes(config: ModelConfig, parts: tuple[str, ...] = PARTS) -> dict[str, tuple[int, ...]]:
-    """The shapes of a model's parameters and teacher by name, as its initialiser draws them."""
+    """The shapes of a model's arrays by name, as its initialiser draws them."""
     params = jax.eval_shape(lambda key: model.init_params(config, key), jax.random.key(0))
-    drawn = {"params": params, "teacher": params["student"]}
-    return {name: x.shape for name, x in named({n: drawn[n] for n in parts if n in drawn}).items()}
+    rows = (config.num_codebooks, config.codebook_size)
+    drawn = {
+        **{"params": params, "teacher": params["student"]},
+        "codebooks": {
+            "sums": jax.ShapeDtypeStruct((*rows, config.encoder_embed_dim), "float32"),
+            "counts": jax.ShapeDtypeStruct(rows, "float32"),
+        },
+    }
+    return {name: x.shape for name, x in named({n: drawn[n] for n in parts}).items()}
 
 
 def _read_orbax(path: Path, parts: tuple[str, ...]) -> StoredModel:
-    saved = orbax.read(path, parts.__contains__)
-    if missing := [name for name in parts if name not in saved.state]:
-        raise ValueError(f"{saved.path}: its state lacks {', '.join(missing)}")
-    config = _model_config(saved)
-    arrays = named({name: tree for name, tree in saved.state.items() if name != "codebooks"})
-    check_arrays(str(saved.path), arrays, shapes(config, parts))
+    def check(place: Path, config: Tree, arrays: Mapping[str, Any]) -> None:
+        wanted = {"step": (), **shapes(_model_config(place, config), parts)}
+        step = {"step": np.empty(arrays["step"].shape, np.float32)} if "step" in arrays else {}
+        check_arrays(str(place), {**arrays, **step}, wanted)
+
+    saved = orbax.read(path, parts.__contains__, check)
+    config = _model_config(saved.path, saved.config)
+    check_arrays(str(saved.path), named(saved.state), shapes(config, parts))
     return StoredModel(saved.path, config, saved.config, saved.step, saved.state)
 
 
@@ -75,19 +89,12 @@ def _read_torch(path: Path, model_type: str | None, parts: tuple[str, ...]) -> S
     return StoredModel(path, file.config, file.sections, file.step, arrays)
 
 
-def _model_config(saved: orbax.Saved) -> ModelConfig:
-    fields = {name: _tuples(value) for name, value in saved.config.get("model", {}).items()}
+def _model_config(place: Path, config: Tree) -> ModelConfig:
+    fields = config.get("model", {})
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     if unknown := sorted(fields.keys() - known):
         raise ValueError(
-            f"{saved.path}: this version of spidr_jax does not know config.model's fields "
+            f"{place}: this version of spidr_jax does not know config.model's fields "
             f"{', '.join(unknown)}; load it with the version that trained it"
         )
-    try:
-        return ModelConfig(**fields)
-    except ValueError as error:
-        raise ValueError(f"{saved.path}: config.model.{error}") from None
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return build(ModelConfig, fields, f"{place}: config.model.")

@@ -2,8 +2,9 @@
 
 import ast
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from spidr_jax.ops.fingerprint import fingerprint_host
 from spidr_jax.weights.check import named
 
 Tree = dict[str, Any]
+Stores = dict[tuple[str, ...], tensorstore.TensorStore]
 
 
 class Saved(NamedTuple):
@@ -41,8 +43,18 @@ def find(path: Path) -> Path:
     raise FileNotFoundError(f"{path}: holds no checkpoint, nor is it one")
 
 
-def read(path: Path, wanted: Callable[[str], bool]) -> Saved:
+def read(
+    path: Path,
+    wanted: Callable[[str], bool],
+    check: Callable[[Path, Tree, Mapping[str, Any]], None] = lambda *_: None,
+) -> Saved:
     """Read the entries of a checkpoint's state, such as "params", whose name is wanted.
+
+    Args:
+        path: a run, its `checkpoints` or a checkpoint.
+        wanted: whether to read an entry.
+        check: refuses arrays by place, config and their `shape` and `dtype` by name, before there
+            is memory for them.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -52,17 +64,26 @@ def read(path: Path, wanted: Callable[[str], bool]) -> Saved:
     try:
         config = read_json(step / "config" / "metadata")
         metadata = read_json(step / "state" / "_METADATA")
-        state = _read_arrays(step / "state", metadata, wanted)
+        stores = _open_arrays(step / "state", metadata, wanted)
         saved = read_json(step / "data" / "metadata").get("fingerprints", {})
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(step, error) from None
+    check(step, config, {".".join(name): store for name, store in stores.items()})
+    try:
+        state = _read_arrays(stores)
         for name, array in named(state).items():
             if name in saved and fingerprint_host(array) != saved[name]:
                 raise ValueError(f"{name} is not as it was saved: a bit of it has changed")
     except (OSError, ValueError, KeyError) as error:
-        others = sorted((p.name for p in step.parent.glob("*") if p.name.isdigit()), key=int)
-        rest = ", ".join(name for name in others if name != step.name)
-        hint = f"; other checkpoints beside it: {rest}" if rest else ""
-        raise ValueError(f"{step}: cannot be read: {_reason(error)}{hint}") from None
+        raise _unreadable(step, error) from None
     return Saved(step, config, int(state.pop("step")), state)
+
+
+def _unreadable(step: Path, error: Exception) -> ValueError:
+    others = sorted((p.name for p in step.parent.glob("*") if p.name.isdigit()), key=int)
+    rest = ", ".join(name for name in others if name != step.name)
+    hint = f"; other checkpoints beside it: {rest}" if rest else ""
+    return ValueError(f"{step}: cannot be read: {_reason(error)}{hint}")
 
 
 def read_json(path: Path) -> Tree:
@@ -89,7 +110,7 @@ def _reason(error: Exception) -> str:
     return f"{files[-1]}: {status}"
 
 
-def _read_arrays(folder: Path, metadata: Tree, wanted: Callable[[str], bool]) -> Tree:
+def _open_arrays(folder: Path, metadata: Tree, wanted: Callable[[str], bool]) -> Stores:
     kind = "zarr3" if metadata.get("use_zarr3") else "zarr"
     pending = {}
     for key, entry in metadata["tree_metadata"].items():
@@ -101,10 +122,19 @@ def _read_arrays(folder: Path, metadata: Tree, wanted: Callable[[str], bool]) ->
                 "fill_missing_data_reads": False,
                 "kvstore": {
                     "driver": "ocdbt",
-                    "base": {"driver": "file", "path": str(folder.absolute())},
+                    "base": {"driver": "file", "path": str(folder.resolve())},
                     "path": ".".join(names) + "/",
                 },
             }
             pending[names] = tensorstore.open(spec, open=True, read=True)
-    reads = {names: future.result().read() for names, future in pending.items()}
+    stores = {names: future.result() for names, future in pending.items()}
+    for names, store in stores.items():
+        chunk = math.prod(size or 1 for size in store.chunk_layout.read_chunk.shape or ())
+        if chunk > max(1, store.size):
+            raise ValueError(f"{'.'.join(names)}: a chunk of it is larger than the array")
+    return stores
+
+
+def _read_arrays(stores: Stores) -> Tree:
+    reads = {names: store.read() for names, store in stores.items()}
     return unflatten_dict({names: np.asarray(read.result()) for names, read in reads.items()})

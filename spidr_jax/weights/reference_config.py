@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from spidr_jax.method.teacher import TeacherConfig
+from spidr_jax.model.checks import build
 from spidr_jax.model.config import ModelConfig
 
 MODEL_TYPES = ("spidr", "dinosr")
@@ -52,19 +53,15 @@ def from_reference(
     content = content or {}
     fields = content.get("model", content)
     known = {*_ARCHITECTURE, *_TEACHER, *_SPIDR_TEACHER, *_OTHER, "model_type"}
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{place}: model is a {type(fields).__name__} instead of an object")
     if unknown := sorted(fields.keys() - known):
         raise ValueError(f"{place}: unknown model fields: {', '.join(unknown)}")
     kind = model_type or _model_type(place, content, fields)
     given = {name: fields[name] for name in _ARCHITECTURE if name in fields}
     if kind == "dinosr":
         given.setdefault("encoder_layer_drop", 0.05)  # the reference's default
-    if "extractor_conv_layer_config" in given:
-        layers = given["extractor_conv_layer_config"]
-        given["extractor_conv_layer_config"] = tuple(tuple(layer) for layer in layers)
-    try:
-        config = ModelConfig(model_type=kind, **given)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{place}: {error}") from None
+    config = build(ModelConfig, {"model_type": kind, **given}, f"{place}: ")
     return config, {"model": dataclasses.asdict(config)} | _sections(kind, content, fields)
 
 

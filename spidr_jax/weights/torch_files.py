@@ -6,6 +6,7 @@ torch and safetensors are optional and imported only where a file of theirs is m
 import importlib
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from spidr_jax.weights import fairseq, torch_names
 from spidr_jax.weights.reference_config import Sections, from_reference
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
-_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_PREFIXES = r"(module\.|_orig_mod\.)+"  # of DistributedDataParallel and torch.compile
 _STARTS = (b"PK\x03\x04", b"\x80")  # of torch.save: a zip archive, before PyTorch 1.6 a pickle
 _PARTS = ("model", "optimizer", "scheduler", "scaler", "epoch", "step")
 
@@ -54,7 +55,7 @@ def read(path: Path, model_type: str | None = None) -> TorchFile:
     if fairseq.is_fairseq(model):
         return _read_fairseq(path, content, model)
     config, sections = _config(path, model_type)
-    state = {_bare(name): _numpy(path, name, value) for name, value in model.items()}
+    state = {re.sub(f"^{_PREFIXES}", "", name): _numpy(path, name, x) for name, x in model.items()}
     if content is model and "mask_embedding" not in state:
         raise ValueError(f"{path}: holds no model: found {', '.join(sorted(state)[:5])}")
     step = state.pop(torch_names.STEP, np.zeros(1)).reshape(-1)[0]
@@ -160,12 +161,6 @@ def _read_fairseq(path: Path, content: Mapping[str, Any], model: Mapping[str, An
     except (KeyError, TypeError, IndexError):
         step = 0
     return TorchFile(path, config, sections, state, step, {})
-
-
-def _bare(name: str) -> str:
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
 
 
 def _numpy(path: Path, name: str, value: Any) -> np.ndarray:

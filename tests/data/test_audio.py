@@ -1,5 +1,6 @@
 """Files to int16 and its standardisation, sound and broken ones."""
 
+import os
 import tarfile
 
 import numpy as np
@@ -202,3 +203,10 @@ def test_a_format_error_names_both_numbers(tmp_path):
     path = save(tmp_path / "a.wav", hiss(1, 100), 44_100)
     with soundfile.SoundFile(path) as sound, pytest.raises(audio.AudioError, match="44100 Hz"):
         audio.check_format(str(path), sound.samplerate, sound.channels)
+
+
+@pytest.mark.parametrize("path", ["pipe", "/dev/zero", "a\0b.wav", "nothing://bucket/a.wav", "."])
+def test_what_is_no_regular_file_is_a_bad_row(tmp_path, path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(audio.AudioError, match="cannot be read"):
+        audio.read_pcm(Row("a", path if "/" in path else str(tmp_path / path), 16_000))

@@ -41,8 +41,8 @@ def check(config: ConfigDict) -> Config:
         ("log_every", 0, "an integer from 1"),
         ("precision", "float16", "bfloat16 or float32"),
         ("checkpoint.every", -5, "an integer from 1"),
-        ("codebook.decay", float("nan"), "a number from 0"),
-        ("codebook.decay", -0.1, "a number from 0"),
+        ("codebook.decay", float("nan"), "0 to 1"),
+        ("codebook.decay", 2.0, "0 to 1"),
         ("model.encoder_num_heads", 5, "divides encoder_embed_dim"),
         ("model.encoder_pos_conv_groups", 7, "divides encoder_embed_dim"),
         ("model.num_codebooks", 13, "at most encoder_num_layers = 12"),
@@ -57,6 +57,12 @@ def check(config: ConfigDict) -> Config:
         ("masking.mask_selection", "binomial", "static, uniform, normal, poisson"),
         ("masking.mask_prob", 0.0, "above 0"),
         ("optimizer.lr", float("nan"), "a rate above 0"),
+        ("optimizer.lr", 1e300, "a rate above 0"),
+        ("optimizer.eps", 1e-60, "1e-37"),
+        ("model.codebook_size", 1, "an integer from 2"),
+        ("model.encoder_num_layers", 10**9, "to 256"),
+        ("masking.mask_length", 500, "half of the 999 frames of a crop of data.max_samples"),
+        ("data.num_threads", 100_000, "an integer from 1 to 1024"),
         ("optimizer.lr", -1e-4, "a rate above 0"),
         ("optimizer.scheduler", "linear", "tristage, cosine, rsqrt, constant"),
         ("teacher.schedule", "cosine", "exponential, linear"),
@@ -119,6 +125,22 @@ def test_a_field_that_a_config_lacks_has_its_default(manifest: Path) -> None:
     with config.unlocked():
         del config.data["num_buckets"]
     assert check(config).data.num_buckets == Config().data.num_buckets
+
+
+def test_the_cosine_schedule_covers_the_run(manifest: Path) -> None:
+    config = load("base")
+    config.data.manifest = str(manifest)
+    config.optimizer.scheduler = "cosine"
+    check(config)
+    config.steps = 400_001
+    with pytest.raises(ValueError, match=r"optimizer\.max_steps = 400000: .* at least steps = 40"):
+        check(config)
+
+
+def test_sources_count_before_a_manifest(manifest: Path) -> None:
+    config = load("smoke")
+    config.data.sources = f"one:{manifest}:1"
+    check(config)
 
 
 def test_the_base_recipe_asks_for_a_manifest_by_name() -> None:

@@ -93,7 +93,10 @@ def test_the_config_of_the_task_is_checked_and_its_data_are_known(tmp_path: Path
     for change, said in (
         ({"rate": 0.2}, r"config\.rate was 0\.1 and is 0\.2"),
         ({"seed": 1, "allow_changes": "seed"}, "the data: files"),
-        ({"init_from": "x", "workdir": str(tmp_path / "b")}, "starts from no other weights"),
+        (
+            {"init_from": str(tmp_path), "workdir": str(tmp_path / "b")},
+            "starts from no other weights",
+        ),
         ({"checkpoint": {"best": "dev/x"}}, "checkpoint.best = 'dev/x': allowed is dev/loss"),
     ):
         other = build(linear.Config, {"workdir": str(tmp_path), "steps": 3} | change)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 import tiny
 
@@ -50,3 +51,22 @@ def test_arrays_that_do_not_fit_are_listed_by_their_own_names(tmp_path: Path) ->
         read(tmp_path / "run")
     assert "unknown: params.heads.scale; " in str(error.value)
     assert "params.mask_embedding is [5] and should be [32]" in str(error.value)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    params = model.init_params(ModelConfig(**tiny.FIELDS), jax.random.key(0))
+    params["mask_embedding"] = params["mask_embedding"].at[3].set(jnp.nan)
+    tiny.write_run(tmp_path, params=params)
+    with pytest.raises(ValueError, match=r"wrong: params\.mask_embedding holds NaN or infinite"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"), [(10**9, "from 1 to 256"), ([1], "allowed is int"), (4, "missing: ")]
+)
+def test_what_a_config_asks_for_is_bounded_and_compared_before_it_is_read(
+    run: Path, layers: Any, said: str
+) -> None:
+    change_config(run, encoder_num_layers=layers)
+    with pytest.raises(ValueError, match=said):
+        read(run)
