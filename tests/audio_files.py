@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from spidr_jax.data import manifest
+
 RATE = 16_000
 
 
@@ -87,3 +89,19 @@ def pack(folder, tar):
         for path in sorted(folder.rglob("*")):
             archive.add(path, path.relative_to(folder))
     return str(tar)
+
+
+def write(path, text):
+    """A text file; gives its path."""
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def run(*arguments):
+    """The command of manifests; gives its exit code."""
+    return manifest.main([str(argument) for argument in arguments])
+
+
+def compiled(folder):
+    """The columns that a folder's manifests were compiled to."""
+    return [path.name for path in folder.iterdir() if ".columns-" in path.name]
