@@ -77,12 +77,8 @@ def run(tmp_path: Path, text: str) -> Path:
     file.write_text(text)
     with registrations_undone():
         straight = train(file, folder, STEPS)
-        for stop in (
-            FREEZE_STEP - 1,
-            FREEZE_STEP + 1,
-            STEPS,
-        ):  # resumed before and after the freeze
-            resumed = train(file, tmp_path / "stopped", stop)
+        train(file, tmp_path / "stopped", FREEZE_STEP + 1)
+        resumed = train(file, tmp_path / "stopped", STEPS)
         jax.tree.map(np.testing.assert_array_equal, resumed, straight)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(straight))
         assert straight["skipped"] == 0
