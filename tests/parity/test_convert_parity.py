@@ -1,5 +1,6 @@
 """Files between the reference and this package, through the reference's own objects."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -39,18 +40,7 @@ LINEAR = TeacherConfig(decay=0.9, final_decay=0.99, final_step=3)
 
 def write_config(folder: Path, pair: reference.Pair) -> None:
     """config.json as the reference has it."""
-    run = {
-        "teacher": {
-            "decay": pair.config.teacher.decay,
-            "timescale": pair.config.teacher.timescale,
-            "threshold": pair.config.teacher.threshold,
-            "final_decay": pair.config.teacher.final_decay,
-            "final_step": pair.config.teacher.final_step,
-        },
-        "codebook": {"decay": pair.config.codebook.decay},
-        "freeze_step": pair.config.freeze_step,
-    }
-    content = to_reference(pair.config.model, run)
+    content = to_reference(pair.config.model, dataclasses.asdict(pair.config))
     (folder / "config.json").write_text(json.dumps(content))
 
 
@@ -158,11 +148,18 @@ def test_a_pytorch_run_goes_on_with_the_same_five_losses(
     reference.check_tensors(after, reference.tensors(pair.model), before)
 
 
-def test_moments_land_at_their_parameters(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[reference.Pair, Any, Path]:
+    """The reference after one step, its optimizer, and the file that it saved."""
     pair = reference.make_pair("spidr", reference.SMALL)
     made = reference.make_optimizer(pair)
     reference.train_reference(pair, reference.draw_batches(pair.config.model, 1, 2, 1000), made)
-    file = torch_files.read(save_run(pair, made, tmp_path, 1))
+    return pair, made, save_run(pair, made, tmp_path_factory.mktemp("theirs"), 1)
+
+
+def test_moments_land_at_their_parameters(trained: Any) -> None:
+    pair, made, path = trained
+    file = torch_files.read(path)
     adam = torch_training.train_state(file).opt_state[1]
     names = dict(pair.model.named_parameters())
     qkv = made[0].state[names["student.layers.1.attention.qkv.weight"]]
@@ -173,13 +170,11 @@ def test_moments_land_at_their_parameters(tmp_path: Path) -> None:
     assert adam.count == 1
 
 
-def test_an_optimizer_of_another_model_is_refused(tmp_path: Path) -> None:
-    pair = reference.make_pair("spidr", reference.SMALL)
-    made = reference.make_optimizer(pair)
-    reference.train_reference(pair, reference.draw_batches(pair.config.model, 1, 2, 1000), made)
-    path = save_run(pair, made, tmp_path, 1)
+def test_an_optimizer_of_another_model_is_refused(trained: Any) -> None:
+    path = trained[2]
     content = torch.load(path)
     content["optimizer"]["state"].pop(0)
+    path = path.with_name("other.pt")
     torch.save(content, path)
     with pytest.raises(ValueError, match="no optimizer state of mask_embedding"):
         torch_training.train_state(torch_files.read(path))
