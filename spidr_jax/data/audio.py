@@ -137,12 +137,13 @@ def check_format(place: str, rate: int, channels: int) -> None:
         )
 
 
-def decode(sound: soundfile.SoundFile, place: str, frames: int = -1) -> np.ndarray:
+def decode(sound: soundfile.SoundFile, place: str, frames: int | None = None) -> np.ndarray:
     """Decode the next frames of an open file, or all, to int16 [S] or [S, channels > 1].
 
     Raises:
         AudioError: damaged, or float audio that is not finite or not within [-1, 1].
     """
+    frames = sound.frames if frames is None else frames  # GSM cannot say what is left
     try:
         if sound.subtype.startswith("PCM_"):
             pcm: np.ndarray = sound.read(frames, dtype="int16")

@@ -135,6 +135,14 @@ def to_16k_mono(row: Row) -> Iterator[np.ndarray]:
     Raises:
         AudioError: unreadable, damaged, truncated, without a sample, or not finite.
     """
+    samples = 0
+
+    def blocks() -> Iterator[np.ndarray]:
+        nonlocal samples
+        while len(block := audio.decode(sound, row.place, _BLOCK)):
+            samples += len(block)
+            yield block
+
     try:
         sound = audio.open_sound(row, max_frames=_MAX_FRAMES)
     except audio.AudioError as error:
@@ -144,17 +152,11 @@ def to_16k_mono(row: Row) -> Iterator[np.ndarray]:
     with sound:
         audio.check_single(row, sound)
         promised = scan.promised_samples(sound)
-        yield from _resample(_decode(sound, row.place), sound.samplerate)
-        samples = sound.tell()
+        yield from _resample(blocks(), sound.samplerate)
     if not samples or (samples < promised and sound.format != "MP3"):
         raise audio.AudioError(
             f"{row.place}: truncated: {samples} samples of {promised} that its header promises"
         )
-
-
-def _decode(sound: soundfile.SoundFile, place: str) -> Iterator[np.ndarray]:
-    while len(block := audio.decode(sound, place, _BLOCK)):
-        yield block
 
 
 def _resample(waves: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:

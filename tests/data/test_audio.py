@@ -39,11 +39,13 @@ def test_float_peaks_are_clipped_not_wrapped(tmp_path):
     np.testing.assert_array_equal(audio.read_pcm(row_of(path, 3)), [32767, -32768, 16384])
 
 
-@pytest.mark.parametrize("suffix", [".ogg", ".mp3"])
+@pytest.mark.parametrize("suffix", [".ogg", ".mp3", ".gsm.wav"])
 def test_compressed_audio_is_on_the_same_scale(tmp_path, suffix):
-    path = save(tmp_path / f"a{suffix}", tone(440, 1.0))
+    path = save(
+        tmp_path / f"a{suffix}", tone(440, 1.0), subtype="GSM610" if "gsm" in suffix else None
+    )
     got = audio.read_pcm(row_of(path, RATE))
-    assert np.abs(got[4000:12000]).max() == pytest.approx(0.3 * 32768, rel=0.03)
+    assert np.abs(got[4000:12000]).max() == pytest.approx(0.3 * 32768, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", BROKEN)
