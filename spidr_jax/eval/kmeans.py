@@ -8,15 +8,9 @@ from numpy.typing import NDArray
 
 
 def fit(frames: NDArray[np.floating], clusters: int, seed: int = 0) -> NDArray[np.float32]:
-    """Fit centres by mini-batches, with the settings of HuBERT (Hsu et al. 2021, fairseq's code).
+    """Fit centres [K, D] of frames [N, D] by mini-batches; a memory map is never read as a whole.
 
-    Args:
-        frames: [N, D]; a memory map is never read as a whole.
-        clusters: K.
-        seed: seed of the start and of the batches.
-
-    Returns:
-        Centres [K, D].
+    Source: the settings of HuBERT (Hsu et al. 2021) in fairseq's code.
 
     Raises:
         ValueError: there are fewer frames than clusters, or K is not positive.

@@ -103,12 +103,7 @@ def _meet(
 def units_quality(
     pairs: Pairs, num_units: int, units_per_second: float = FRAMES_PER_SECOND
 ) -> dict[str, float]:
-    """Compute each of `UNIT_METRICS`.
-
-    Args:
-        pairs: phones and units of each file, see `count_matrix`.
-        num_units: V.
-        units_per_second: rate of the units.
+    """Compute each of `UNIT_METRICS` from what `count_matrix` takes.
 
     Raises:
         ValueError: as `count_matrix`.
@@ -154,12 +149,7 @@ def entropy(counts: NDArray[np.int64]) -> float:
 def bitrate(
     sequences: Iterable[ArrayLike], num_units: int, units_per_second: float = FRAMES_PER_SECOND
 ) -> float:
-    """Bits per second of units when repetitions are dropped: log2(V) bits for each left.
-
-    Args:
-        sequences: the units of each utterance.
-        num_units: V.
-        units_per_second: rate of the units.
+    """Bits per second of utterances' units without repetitions: log2(V) bits for each left.
 
     Raises:
         ValueError: there is no unit at all.
@@ -185,12 +175,7 @@ UNIT_METRICS: dict[str, Callable[[AlignedUnits], float]] = {
 
 
 def proba_phone_code(counts: NDArray[np.int64], phones: Sequence[str]) -> PhoneUnitMatrix:
-    """Order p(phone | unit) of the units that occur as a diagonal.
-
-    Args:
-        counts: [P, V], and
-        phones: its rows' labels, as `count_matrix` returns them.
-    """
+    """Order p(phone | unit) of the units that occur as a diagonal; see `count_matrix`."""
     rows = np.argsort(-counts.sum(axis=1), kind="stable")
     units = np.flatnonzero(counts.sum(axis=0))
     probability = counts[np.ix_(rows, units)] / counts[:, units].sum(axis=0)

@@ -158,9 +158,7 @@ def _tiles(group: _Index, length: _Index, side: int) -> _Index:
 def _sizes(longest: _Index, compilation: int) -> list[int]:
     """The S that tiles are padded to, rising: the cheapest ones, by dynamic programming.
 
-    Args:
-        longest: frames of the longest sequence of each tile.
-        compilation: cost of one more S, in lattice cells of one pair of each tile.
+    One more S costs `compilation` lattice cells of one pair of each tile.
     """
     levels, counts = np.unique([_round_up(int(each)) for each in longest], return_counts=True)
     best, chosen = [0.0], [list[int]()]

@@ -72,12 +72,10 @@ def show(values: Mapping[str, float]) -> str:
     """What the terminal shows of an evaluation: a line of PNMI and one of ABX, by layer."""
     lines = []
     for title, names in _SHOWN.items():
-        layers = [k.layer for k in map(parse_key, values) if k.name == names[0]]
-        rows = [[values[key_text(Key("", k, name))] for name in names] for k in layers]
-        texts = [
-            f"{k} " + " / ".join(METRICS[n].text(v) for n, v in zip(names, row, strict=True))
-            for k, row in zip(layers, rows, strict=True)
-        ]
+        texts = []
+        for layer in [key.layer for key in map(parse_key, values) if key.name == names[0]]:
+            shown = [METRICS[name].text(values[key_text(Key("", layer, name))]) for name in names]
+            texts.append(f"{layer} {' / '.join(shown)}")
         if texts:
             lines.append(f"{title}: layer {'  '.join(texts)}")
     return "\n".join(lines)

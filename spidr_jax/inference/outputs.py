@@ -42,11 +42,9 @@ def collected(
     outputs: Iterable[tuple[str, Mapping[str, np.ndarray]]],
     layers: Mapping[str, tuple[int | str, ...]],
 ) -> Iterator[Outputs]:
-    """Put the outputs of many files together, in temporary files: all layers may be many gigabytes.
+    """Put file ids with outputs [n, T, ...] of the n layers of each kind together.
 
-    Args:
-        outputs: file ids with arrays [n, T, ...] of each kind.
-        layers: the n layers of each kind.
+    They lie in temporary files: all layers may be many gigabytes.
     """
     lengths: list[tuple[str, int]] = []
     shapes: dict[Source, tuple[Any, tuple[int, ...]]] = {}

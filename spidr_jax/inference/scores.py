@@ -16,10 +16,7 @@ def score_units(
 ) -> Scores:
     """Compare units with phones; nothing where these are not known.
 
-    Args:
-        outputs: outputs of a corpus.
-        evaluation: its corpus, with what is known of it.
-        num_units: number of units of each kind of output that is units.
+    The number of units is given for each kind of output that is units.
 
     Raises:
         ValueError: see `quality.units_quality`.
@@ -47,13 +44,7 @@ def score_abx(
     """Compute ABX errors; nothing where there are no items.
 
     Features and codebook probabilities are compared by angle, as fastabx does by default; units by
-    whether they are the same.
-
-    Args:
-        outputs: outputs of a corpus.
-        items: items of the task, or None.
-        kinds: kinds of output to score.
-        options: arguments of `abx.measure`.
+    whether they are the same. Options are those of `abx.measure`.
 
     Raises:
         ValueError: see `abx.measure`; or a file of the items has no output.

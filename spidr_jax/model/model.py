@@ -87,19 +87,11 @@ def trained(config: ModelConfig, frozen: bool) -> Callable[[tuple[str, ...]], bo
 
 
 def extract(
-    nets: Networks,
-    params: Params,
-    waveforms: jax.Array,
-    lengths: jax.Array | None = None,
+    nets: Networks, params: Params, waveforms: jax.Array, lengths: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Waveforms [B, S] -> projected features [B, T, D] and the mask of valid frames [B, T].
+    """Standardised audio [B, S] -> projected features [B, T, D] and mask of valid frames [B, T].
 
-    Args:
-        nets: the modules.
-        params: parameters of the form of `init_params`.
-        waveforms: standardised 16 kHz audio, [B, S].
-        lengths: valid samples of each utterance, [B]; None if nothing is padded (then the mask
-            is None too).
+    Lengths [B] are each utterance's valid samples; None, and so is the mask, if nothing is padded.
     """
     x = _apply(nets.feature_extractor, params.get("feature_extractor", {}), waveforms, lengths)
     x = _apply(nets.feature_projection, params["feature_projection"], x)
@@ -116,14 +108,9 @@ def mask_feats(
     mask: jax.Array,
     noise: Noise | None = None,
 ) -> jax.Array:
-    """Mask the student's input: features [B, T, D] after the projection's dropout, masked.
+    """Mask the student's input: features [B, T, D] after the projection's dropout.
 
-    Args:
-        nets: the modules.
-        params: parameters of the form of `init_params`.
-        feats: features from `extract`; the teacher reads them as they are.
-        mask: bool [B, T], true at frames that become the mask embedding.
-        noise: seeds from `noise.draw_noise`; None for no dropout.
+    Frames where the mask, bool [B, T], is true become the mask embedding.
     """
     seeds = None if noise is None else at(noise.seeds, "feature_projection")
     feats = dropout(feats, seeds, nets.encoder.config.encoder_projection_dropout)
@@ -153,12 +140,7 @@ def predict(
     SpidR's head k (from 1) reads the output of layer L - K + k; DinoSR's heads all read the
     final residual stream.
 
-    Args:
-        nets: the modules.
-        params: parameters of the form of `init_params`.
-        final: the final residual stream [B, T, D].
-        outputs: each layer's representation [B, T, D].
-        layers: the numbers of those whose heads are asked for; None for all K.
+    With the numbers of some layers, of their heads alone.
     """
     config = nets.encoder.config
     chosen = config.codebook_layers if layers is None else layers

@@ -114,12 +114,8 @@ def _load(ref: Any) -> Row | None:
 def _each_frame(refs: tuple[Any, ...], compute: Callable[..., Any], carry: Any) -> Any:
     """Have a program compute its frames, every P-th of an utterance.
 
-    The rows of the next frame are on their way meanwhile.
-
-    Args:
-        refs: [B, T, D], whose rows are loaded.
-        compute: from the place (utterance, frame), its rows and a carry to the next carry.
-        carry: the first.
+    The rows of the next frame, of each of refs [B, T, D], are on their way meanwhile. From its
+    place (utterance, frame), its rows and a carry, `compute` gives the next carry.
     """
     columns, real = _columns(refs[0])
     row, program, programs = pl.program_id(0), pl.program_id(1), pl.num_programs(1)

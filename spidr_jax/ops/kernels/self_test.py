@@ -10,13 +10,9 @@ Arrays = Sequence[jax.Array]
 
 
 def largest_error(compare: Callable[..., tuple[Arrays, Arrays]], *arrays: Any) -> float:
-    """The largest error of some arrays, each relative to its norm.
+    """The largest error of what a kernel computes of arrays and what it should, over its norm.
 
     It runs at once, also while another function is traced, which a call would become part of.
-
-    Args:
-        compare: function of `arrays` that gives what a kernel computes, and what it should.
-        arrays: numpy arrays.
     """
 
     def norm(x: jax.Array) -> jax.Array:
