@@ -45,11 +45,14 @@ def _gelu_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
-def _standardise(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Float32 x standardised over its last axis, its mean and inverse deviation [..., 1]."""
-    mean = x.mean(axis=-1, keepdims=True)
+def _standardise(
+    x: jax.Array, axis: int = -1, where: Maybe = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Float32 x standardised over an axis, its mean and inverse deviation, of size 1 there."""
+    mean = x.mean(axis=axis, keepdims=True, where=where)
     centred = x - mean
-    inverse = lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + EPSILON)
+    variance = jnp.square(centred).mean(axis=axis, keepdims=True, where=where)
+    inverse = lax.rsqrt(variance + EPSILON)
     return centred * inverse, mean, inverse
 
 
@@ -168,9 +171,5 @@ def instance_norm(x: jax.Array, frame_mask: Maybe = None) -> jax.Array:
     Returns:
         float32 [B, T, C], with biased variance and eps 1e-5.
     """
-    x = x.astype(jnp.float32)
     where = None if frame_mask is None else frame_mask[..., None]
-    mean = x.mean(axis=1, keepdims=True, where=where)
-    centred = x - mean
-    variance = jnp.square(centred).mean(axis=1, keepdims=True, where=where)
-    return centred * lax.rsqrt(variance + EPSILON)
+    return _standardise(x.astype(jnp.float32), 1, where)[0]

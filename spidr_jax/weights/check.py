@@ -8,6 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from spidr_jax.model import model
+from spidr_jax.model.config import ModelConfig
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -15,6 +18,16 @@ def named(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by their place in it, such as "params.student.layer_norm.scale"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def expected_arrays(config: ModelConfig, parts: Collection[str]) -> dict[str, Any]:
+    """Shapes and types of a model's arrays in a training state, as its initialiser draws them."""
+    params = jax.eval_shape(lambda key: model.init_params(config, key), jax.random.key(0))
+    rows = (config.num_codebooks, config.codebook_size)
+    sums = jax.ShapeDtypeStruct((*rows, config.encoder_embed_dim), np.float32)
+    codebooks = {"sums": sums, "counts": jax.ShapeDtypeStruct(rows, np.float32)}
+    drawn = {"params": params, "teacher": params["student"], "codebooks": codebooks}
+    return {name: drawn[name] for name in parts}
 
 
 @contextlib.contextmanager

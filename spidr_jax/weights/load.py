@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from spidr_jax.data.files import local_path
-from spidr_jax.model import model
 from spidr_jax.model.checks import build
 from spidr_jax.model.config import ModelConfig
 from spidr_jax.weights import orbax
-from spidr_jax.weights.check import check_arrays, named, one_error
+from spidr_jax.weights.check import check_arrays, expected_arrays, named, one_error
 
 Tree = dict[str, Any]
 PARTS = ("params", "teacher", "codebooks")  # of a training state: what the model is
@@ -54,16 +52,7 @@ def read(
 
 def shapes(config: ModelConfig, parts: tuple[str, ...] = PARTS) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's arrays by name, as its initialiser draws them."""
-    params = jax.eval_shape(lambda key: model.init_params(config, key), jax.random.key(0))
-    rows = (config.num_codebooks, config.codebook_size)
-    drawn = {
-        **{"params": params, "teacher": params["student"]},
-        "codebooks": {
-            "sums": jax.ShapeDtypeStruct((*rows, config.encoder_embed_dim), "float32"),
-            "counts": jax.ShapeDtypeStruct(rows, "float32"),
-        },
-    }
-    return {name: x.shape for name, x in named({n: drawn[n] for n in parts}).items()}
+    return {name: x.shape for name, x in named(expected_arrays(config, parts)).items()}
 
 
 def _read_orbax(path: Path, parts: tuple[str, ...]) -> StoredModel:

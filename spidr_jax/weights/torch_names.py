@@ -11,9 +11,8 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from spidr_jax.model import model
 from spidr_jax.model.config import ModelConfig
-from spidr_jax.weights.check import check_arrays, named
+from spidr_jax.weights.check import check_arrays, expected_arrays, named
 
 Tree = dict[str, Any]
 State = Mapping[str, np.ndarray]
@@ -61,17 +60,6 @@ def from_torch(state: State, parts: Collection[str]) -> dict[str, Tree]:
     return found
 
 
-def shapes(config: ModelConfig, parts: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the reference's state dict, without its step counter."""
-    drawn = jax.eval_shape(lambda key: model.init_params(config, key), jax.random.key(0))
-    params = jax.tree.map(lambda x: _empty(*x.shape), drawn)
-    rows = (config.num_codebooks, config.codebook_size)
-    codebooks = {"sums": _empty(*rows, config.encoder_embed_dim), "counts": _empty(*rows)}
-    whole = {"params": params, "teacher": params["student"], "codebooks": codebooks}
-    state = to_torch({name: whole[name] for name in parts})
-    return {name: value.shape for name, value in state.items()}
-
-
 def check(place: str, state: State, config: ModelConfig, parts: Collection[str]) -> None:
     """Compare the tensors of a state dict with those that these parts of the model have.
 
@@ -79,11 +67,10 @@ def check(place: str, state: State, config: ModelConfig, parts: Collection[str])
         ValueError: listing what is missing, unknown or misshapen, by name.
     """
     tensors = {name: value for name, value in state.items() if name != STEP}
-    check_arrays(f"{place} ({config.model_type})", tensors, shapes(config, parts))
-
-
-def _empty(*shape: int) -> np.ndarray:
-    return np.broadcast_to(np.float32(0), shape)
+    expected = expected_arrays(config, parts)
+    empty = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), expected)
+    shapes = {name: value.shape for name, value in to_torch(empty).items()}
+    check_arrays(f"{place} ({config.model_type})", tensors, shapes)
 
 
 def _tree(state: State, modules: Collection[str]) -> Tree:
