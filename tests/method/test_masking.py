@@ -99,22 +99,3 @@ def test_disjoint_spans_keep_their_gap() -> None:
             assert (lengths[1::2] >= 3).all()
             several += len(edges) > 4
     assert several > 60
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("mask_prob", 0.0),
-        ("mask_prob", 1.5),
-        ("mask_prob", float("nan")),
-        ("mask_length", 0),
-        ("mask_selection", "gaussian"),
-        ("mask_other", -1.0),
-        ("mask_other", 21.0),
-        ("mask_min_space", -1),
-        ("group_rows", 0),
-    ],
-)
-def test_a_bad_value_is_refused_by_the_fields_name(field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{field} = .*allowed is"):
-        MaskingConfig(**{field: value})

@@ -78,20 +78,3 @@ def test_a_fresh_teacher_redraws_attention_and_feed_forward_only() -> None:
     assert made["layers_0"]["feed_forward"]["output_dense"]["kernel"] == 2
     assert made["layers_0"]["layer_norm"]["scale"] == 1
     assert made["pos_conv_embed"]["convs_0"]["kernel"] == 1
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("schedule", "cosine"),
-        ("decay", 1.1),
-        ("decay", float("nan")),
-        ("timescale", 0),
-        ("threshold", -1e-7),
-        ("final_decay", -0.1),
-        ("final_step", 0),
-    ],
-)
-def test_a_bad_value_is_refused_by_the_fields_name(field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{field} = .*allowed is"):
-        TeacherConfig(**{field: value})
