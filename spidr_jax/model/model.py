@@ -91,7 +91,8 @@ def extract(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Standardised audio [B, S] -> projected features [B, T, D] and mask of valid frames [B, T].
 
-    Lengths [B] are each utterance's valid samples; None, and so is the mask, if nothing is padded.
+    Audio has 16 kHz. Lengths [B] are each utterance's valid samples; None, and so is the mask, if
+    nothing is padded.
     """
     x = _apply(nets.feature_extractor, params.get("feature_extractor", {}), waveforms, lengths)
     x = _apply(nets.feature_projection, params["feature_projection"], x)
@@ -110,7 +111,8 @@ def mask_feats(
 ) -> jax.Array:
     """Mask the student's input: features [B, T, D] after the projection's dropout.
 
-    Frames where the mask, bool [B, T], is true become the mask embedding.
+    Frames where the mask, bool [B, T], is true become the mask embedding. Without noise nothing is
+    dropped.
     """
     seeds = None if noise is None else at(noise.seeds, "feature_projection")
     feats = dropout(feats, seeds, nets.encoder.config.encoder_projection_dropout)
