@@ -67,14 +67,13 @@ def _open(row: Row) -> soundfile.SoundFile:
             raise OSError("the file is empty")
         if row.byte_offset + row.byte_size > found.st_size:
             raise OSError("the archive ends before it does")
-        sound = _open_in_place(row, where)
-        if sound is not None:
-            return sound
-    content = read_bytes(row)
-    sound = soundfile.SoundFile(io.BytesIO(content))
+    sound = None if storage.is_remote(where) else _open_in_place(row, where)
+    if sound is None:
+        sound = soundfile.SoundFile(io.BytesIO(read_bytes(row)))
     if sound.format == "WAV" and not sound.frames:
         # Its writer never came to fill in the length: so libsndfile measures it by the file's end.
         sound.close()
+        content = read_bytes(row)
         sound = soundfile.SoundFile(io.BytesIO(content[:4] + b"\x08\0\0\0" + content[8:]))
     return sound
 
@@ -93,11 +92,7 @@ def _open_in_place(row: Row, where: str) -> soundfile.SoundFile | None:
             return None
         descriptor = os.dup(file.fileno())
     os.lseek(descriptor, row.byte_offset, os.SEEK_SET)
-    sound = soundfile.SoundFile(descriptor, closefd=True)  # closes it also where it fails
-    if sound.format == "WAV" and not sound.frames:
-        sound.close()
-        return None
-    return sound
+    return soundfile.SoundFile(descriptor, closefd=True)  # closes it also where it fails
 
 
 def _is_whole_wav(header: bytes, size: int) -> bool:

@@ -55,8 +55,7 @@ def prepare(
     os.makedirs(output, exist_ok=True)
 
     def convert(index: int) -> str:
-        row, name = listing.row(index), targets[index]
-        target = os.path.join(output, name)
+        row, name, target = listing.row(index), targets[index], os.path.join(output, targets[index])
         try:
             found = os.stat(row.archive or row.path)
             size = row.byte_size or found.st_size
