@@ -70,4 +70,6 @@ def _output(
     if kind == "features":
         return jnp.stack([outputs[layer - 1] for layer in layers]).astype(jnp.float32)
     logits = model.predict(nets, params, final, outputs, layers)
-    return jnp.argmax(logits, axis=-1) if kind == "units" else jax.nn.softmax(logits)
+    if kind == "units":
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.nn.softmax(logits)

@@ -54,6 +54,7 @@ class Evaluations:
         name = evaluation.name
         watchdog.beat(MAX_SECONDS)
         start = time.perf_counter()
+        distributed.tell(f"evaluating {name} after step {step}")
         try:
             values = evaluation.measure(weights)
         except (AudioError, OSError, ValueError, jax.errors.JaxRuntimeError) as error:

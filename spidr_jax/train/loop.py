@@ -55,7 +55,7 @@ def open_run(task: Task, config: RunConfig) -> Run:
             trains there, in one line.
         OSError: a file is missing or the folder cannot be written.
     """
-    folder, begins_from = _paths(config)
+    folder, begins_from = map(local_path, (config.workdir, config.init_from))
     if config.init_from and not (begins_from.exists() or (folder / "checkpoints").is_dir()):
         raise FileNotFoundError(f"config.init_from = {config.init_from!r}: there is no such path")
     mesh = placement.make_mesh()
@@ -72,13 +72,6 @@ def open_run(task: Task, config: RunConfig) -> Run:
     keeping = {name: getattr(config.checkpoint, name) for name in ("keep", "keep_every", "best")}
     checkpoints = Checkpoints(folder / "checkpoints", **keeping)
     return Run(task, config, folder, lock, checkpoints, mesh, evaluations, validation)
-
-
-def _paths(config: RunConfig) -> list[Path]:
-    try:
-        return [local_path(path) for path in (config.workdir, config.init_from)]
-    except ValueError as error:
-        raise ValueError(f"config.workdir, config.init_from: {error}") from None
 
 
 def build_state(run: Run) -> State:
@@ -134,9 +127,10 @@ def train(run: Run, state: State) -> int:
         writes=distributed.is_first(),
     )
     with closing(logs), closing(run.checkpoints), stop_on_signals() as stop:
-        if run.evaluations.due(start):
-            run.evaluations.measure(state, start, logs)
-        run.validation.measure(state, start, logs)
+        with stop.slow(partial(_save_now, run, state, start)):
+            if run.evaluations.due(start):
+                run.evaluations.measure(state, start, logs)
+            run.validation.measure(state, start, logs)
         if start < config.steps:
             state = _loop(run, state, ProgressLog(logs, config.steps, run.task), stop)
         watchdog.beat()
@@ -162,7 +156,8 @@ def _loop(run: Run, state: State, log: ProgressLog, stop: Stop) -> State:
     with closing(programs), _open_batches(run, start) as batches:
         for step in range(start + 1, config.steps + 1):
             batch = _next_batch(run, state, log, batches, step)
-            state, values = _dispatch(run, programs, state, batch, key, step)
+            program = _program(run, programs, state, batch, log, stop, step)
+            state, values = program(state, batch, key)
             _compile_ahead(run, programs, start, step)
             log.count(task.amount(batch), batches.data_wait)
             with stop.because_of(NotFiniteError, pipeline.BadDataError):
@@ -178,7 +173,7 @@ def _loop(run: Run, state: State, log: ProgressLog, stop: Stop) -> State:
                     step, values | {"bad_rows": sum(distributed.all_gather_int(data.bad_rows()))}
                 )
             stops = stop.reached(step, agree=logs)
-            measured = _validate(run, state, step, log)
+            measured = _validate(run, state, step, log, stop)
             if improves := run.checkpoints.improves(measured):
                 best = config.checkpoint.best
                 distributed.print0(f"best {best} so far: {measured[best]:.4f} after step {step}")
@@ -186,9 +181,11 @@ def _loop(run: Run, state: State, log: ProgressLog, stop: Stop) -> State:
                 log.flush()
                 _save(run, state, step, measured)
             if stops:
+                if stop.signal and programs.compiling() and jax.process_count() == 1:
+                    stop.leave(stop.signal, partial(_save_now, run, state, step))
                 break
             if run.evaluations.due(step):  # after the save: what it takes must not be lost with it
-                with log.paused(state):
+                with log.paused(state), stop.slow(partial(_save_now, run, state, step)):
                     run.evaluations.measure(state, step, log.writer)
         with stop.because_of(NotFiniteError):
             skipped.flush()
@@ -230,19 +227,24 @@ def _next_batch(
     return batch
 
 
-def _dispatch(
+def _program(
     run: Run,
     programs: Programs,
     state: State,
     batch: dict[str, jax.Array],
-    key: jax.Array,
+    log: ProgressLog,
+    stop: Stop,
     step: int,
-) -> tuple[State, Metrics]:
+) -> Callable[..., tuple[State, Metrics]]:
+    """What computes step number `step`; the state is that before it."""
     phase = run.phase(step)
-    if not programs.ready(batch, phase):
-        watchdog.beat(watchdog.SLOW_SECONDS)
-    new: tuple[State, Metrics] = programs.get(batch, phase)(state, batch, key)
-    return new
+    if programs.ready(batch, phase):
+        return programs.get(batch, phase)
+    watchdog.beat(watchdog.SLOW_SECONDS)
+    log.flush()
+    distributed.print0("compiling the training step")
+    with stop.slow(partial(_save_now, run, state, step - 1)):
+        return programs.get(batch, phase)
 
 
 def _compile_ahead(run: Run, programs: Programs, start: int, step: int) -> None:
@@ -265,6 +267,14 @@ def _save(run: Run, state: State, step: int, measured: dict[str, float] | None =
     _warn_if_unsaved(partial(run.checkpoints.save, step, state, position, config, measured))
 
 
+def _save_now(run: Run, state: State, step: int) -> None:
+    """Save what is trained after `step`, and say that the run ends with it."""
+    if step:
+        _save(run, state, step)
+        _warn_if_unsaved(run.checkpoints.wait)
+    distributed.print0(f"asked to stop: ends after step {step}, saved: {run.checkpoints.latest()}")
+
+
 def _warn_if_unsaved(action: Callable[[], None]) -> None:
     try:
         action()
@@ -272,13 +282,13 @@ def _warn_if_unsaved(action: Callable[[], None]) -> None:
         distributed.tell(f"warning: {distributed.name()}{error}")
 
 
-def _validate(run: Run, state: State, step: int, log: ProgressLog) -> dict[str, float]:
+def _validate(run: Run, state: State, step: int, log: ProgressLog, stop: Stop) -> dict[str, float]:
     """Measure what is due; data that have gone bad must not cost what was trained."""
     if not run.validation.due(step):
         return {}
     _warn_if_unsaved(run.checkpoints.wait)  # what is not on disk cannot be the best so far
     try:
-        with log.paused(state):
+        with log.paused(state), stop.slow(partial(_save_now, run, state, step)):
             return run.validation.measure(state, step, log.writer)
     except Exception:
         if jax.process_count() == 1:  # a save needs all processes

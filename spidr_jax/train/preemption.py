@@ -3,9 +3,10 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 from weakref import WeakValueDictionary
 
 import jax
@@ -68,6 +69,9 @@ class Stop:
         """Nothing is asked yet."""
         self.signal = 0
         self.error: Exception | None = None
+        self._save: Callable[[], None] | None = None
+        self._lock = threading.Lock()
+        self._over = threading.Event()
 
     @contextlib.contextmanager
     def because_of(self, *kinds: type[Exception]) -> Iterator[None]:
@@ -76,6 +80,36 @@ class Stop:
             yield
         except kinds as error:
             self.error = self.error or error
+
+    @contextlib.contextmanager
+    def slow(self, save: Callable[[], None]) -> Iterator[None]:
+        """Do what may take longer than a stop may wait: a signal in it saves and ends the process.
+
+        Where Python stands still, as in a compilation, no handler of signals runs.
+        """
+        self._save = save
+        try:
+            yield
+        finally:
+            with self._lock:  # where a save has begun, it ends the process
+                self._save = None
+
+    def leave(self, number: int, save: Callable[[], None]) -> NoReturn:
+        """Save and end this process at once, whatever its other threads do."""
+        try:
+            save()
+        except BaseException as error:
+            distributed.tell(f"warning: {error}")
+            os._exit(1)
+        os._exit(130 if number == signal.SIGINT else 0)
+
+    def watch(self, reader: int) -> None:
+        """Wait for a signal's number in a pipe, then for something slow; runs in a thread."""
+        number = next(filter({signal.SIGINT, signal.SIGTERM}.__contains__, _read(reader)), 0)
+        while number and not self._over.wait(0.2):
+            with self._lock:
+                if self._save:
+                    self.leave(number, self._save)
 
     def reached(self, step: int, agree: bool) -> bool:
         """Whether all processes stop after this step; to be called after each.
@@ -95,6 +129,12 @@ class Stop:
         if reached:
             distributed.print0(f"asked to stop: saving after this step, {step}")
         return reached
+
+
+def _read(reader: int) -> Iterator[int]:
+    while number := os.read(reader, 1):
+        yield number[0]
+    os.close(reader)
 
 
 @contextlib.contextmanager
@@ -120,8 +160,16 @@ def stop_on_signals() -> Iterator[Stop]:
     previous = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
         signal.signal(number, note)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer)
+    if not several:  # of several, none can save alone
+        threading.Thread(target=stop.watch, args=(reader,), daemon=True).start()
     try:
         yield stop
     finally:
+        stop._over.set()
+        signal.set_wakeup_fd(before)
+        os.close(writer)
         for number in numbers:
             signal.signal(number, previous[number])

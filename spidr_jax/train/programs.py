@@ -29,10 +29,14 @@ class Programs:
 
     def close(self) -> None:
         """Leave out what is not begun, and wait for what is: a compilation cannot be stopped."""
-        if any(future.running() for future in self._futures.values()):
+        if self.compiling():
             watchdog.beat(watchdog.SLOW_SECONDS)
             distributed.print0("waiting for a compilation to end")
         self._thread.shutdown(cancel_futures=True)
+
+    def compiling(self) -> bool:
+        """Whether a compilation goes on, which `close` would wait for."""
+        return any(future.running() for future in self._futures.values())
 
     def prepare(self, kinds: Iterable[Shapes], phase: int) -> None:
         """Compile the programs of a phase one after the other, while others run."""

@@ -233,3 +233,18 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     lines = metrics.read(Path(config.workdir) / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, config.steps + 1))
     assert [tiny.without_timings(line) for line in lines[:6]] == straight[2]
+
+
+def test_a_signal_in_something_slow_saves_and_ends_the_process() -> None:
+    script = (
+        "import os, signal, time\n"
+        "from spidr_jax.train.preemption import stop_on_signals\n"
+        "with stop_on_signals() as stop, stop.slow(lambda: print('saved', flush=True)):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+        "    print('too late')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "saved\n"), done.stderr
