@@ -18,7 +18,6 @@ from spidr_jax.model.config import ModelConfig
 from spidr_jax.weights import fairseq, torch_names
 from spidr_jax.weights.reference_config import Sections, from_reference
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 _PREFIXES = r"(module\.|_orig_mod\.)+"  # of DistributedDataParallel and torch.compile
 _STARTS = (b"PK\x03\x04", b"\x80")  # of torch.save: a zip archive, before PyTorch 1.6 a pickle
 _PARTS = ("model", "optimizer", "scheduler", "scaler", "epoch", "step")
