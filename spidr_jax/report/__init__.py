@@ -9,12 +9,14 @@ def draw(folder: Path) -> None:
     The model is not asked, which would take longer, and memory on the run's devices;
     `python -m spidr_jax.report` does.
     """
+    from spidr_jax.train.distributed import tell  # whose JAX the command on runs does not need
+
     try:
         from spidr_jax.report.page import write  # Matplotlib is loaded only where it draws
 
         out = folder / "report.html"
         write([folder], out, with_model=False)
-        print(f"report: {out}", flush=True)
+        tell(f"report: {out}")
     except Exception as error:  # whatever it is, the run itself went well
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"warning: no report of {folder}: {text[:300]}", flush=True)
+        tell(f"warning: no report of {folder}: {text[:300]}")

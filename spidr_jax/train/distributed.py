@@ -120,10 +120,14 @@ def tell(text: str) -> None:
     """Print a line; a reader who has gone (`| head`) or a full disk ends no run."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # what waits in the buffer would fail again at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError:
-        pass
+    except OSError:  # what waits in the buffer would fail again, and at the end
+        number = sys.stdout.fileno()
+        kept = os.dup(number)
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), number)
+            sys.stdout.flush()
+        os.dup2(kept, number)
+        os.close(kept)
 
 
 def print0(text: str) -> None:

@@ -225,3 +225,10 @@ def test_wandb_itself_takes_what_we_give_it(
     assert len(list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) == 2
     names = {file.stem for file in tmp_path.glob("wandb/offline-run-*/*.wandb")}
     assert names == {f"run-{json.loads((tmp_path / 'wandb.json').read_text())['id']}"}
+
+
+def test_a_full_disk_under_the_terminals_file_ends_nothing() -> None:
+    script = "from spidr_jax.train.distributed import tell; tell('a'); tell('b')"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", script], stdout=full, check=False)
+    assert done.returncode == 0
