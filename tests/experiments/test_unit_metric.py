@@ -54,7 +54,7 @@ def test_unit_entropy(tmp_path: Path, capsys: Any) -> None:
 
     name = f"tones/unit_entropy/{units['layer']}"
     assert metrics.read(folder / "metrics.jsonl")[-1][name] == pytest.approx(expected, abs=0.05)
-    run = PlannedRun("run", {}, 3, driver.STEPS, [name], [])
+    run = PlannedRun("run", {}, 3, driver.STEPS, [])
     with driver.registrations_undone():
         runpy.run_path(str(tmp_path / "experiment.py"))
         shown = table.text(table.compare([run], [outcome(tmp_path, run)]))
