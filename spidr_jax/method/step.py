@@ -120,8 +120,7 @@ def make_train_step(
         rows = batch | {"seeds": noise.seeds}
         (value, statistics), gradient = _accumulate(grad_fn, rows, config.accumulate)
         updates, opt_state = optimizer.update(gradient, state.opt_state, trained, step=state.step)
-        trained = optax.apply_updates(trained, updates)
-        params = optim.merge(trained, rest)
+        params = optim.merge(optax.apply_updates(trained, updates), rest)
         rate = teacher.ema_rate(config.teacher, state.step + 1, config.freeze_step)
         moved = teacher.update(
             state.teacher, params["student"], rate, config.teacher.exclude_layers
@@ -130,9 +129,7 @@ def make_train_step(
             config.codebook, state.codebooks, statistics.codes, jax.random.fold_in(step_key, 2)
         )
         grad_norm = optax.tree.norm(gradient)
-        # weights whose norm float32 cannot hold, as those of a far too high rate, count as lost
-        norms = jnp.stack([value, grad_norm, optax.tree.norm(trained)])
-        finite = jnp.isfinite(norms).all() & jnp.isfinite(codebooks.sums).all()
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(codebooks.sums).all()
         new = (params, opt_state, moved, codebooks)
         old = (state.params, state.opt_state, state.teacher, state.codebooks)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)

@@ -13,8 +13,6 @@ from steps import CONFIG, KEY, Step, compiled, make_batch, make_mask, same
 from spidr_jax.method import step as train_step
 from spidr_jax.method.step import TrainState
 from spidr_jax.model import model as networks
-from spidr_jax.train import optim
-from spidr_jax.train.optim import OptimizerConfig
 
 
 def test_a_step_is_pure(state: TrainState, step: Step) -> None:
@@ -146,24 +144,6 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(
         trained, _ = step(after, batch, KEY)
         assert (trained.step, trained.skipped) == (3, 1)
         assert not same(trained.params, state.params)
-
-
-def test_an_update_to_weights_that_are_lost_is_skipped(
-    state: TrainState, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(optim.OPTIMIZERS, "wild", optim.descend)
-    for rate, skipped in ((1.0, 0), (1e30, 1)):
-        monkeypatch.setitem(
-            optim.SCHEDULES, "wild", lambda _, step, rate=rate: (jnp.full_like(step, rate), 1.0)
-        )
-        wild = OptimizerConfig(name="wild", scheduler="wild", lr=1e-2, warmup_steps=0)
-        config = dataclasses.replace(CONFIG, optimizer=wild)
-        start = state._replace(opt_state=optim.make_optimizer(wild).init(state.params))
-        after, _ = jax.jit(train_step.make_train_step(config, frozen=False))(
-            start, make_batch(), KEY
-        )
-        assert after.skipped == skipped
-        assert same(after.params, start.params) == bool(skipped)
 
 
 def test_repeated_steps_on_one_batch_lower_the_loss(state: TrainState, plain_step: Step) -> None:
