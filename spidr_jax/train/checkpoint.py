@@ -236,8 +236,11 @@ def _check_shapes(step: int, saved: Any, wanted: Any) -> None:
 
 def _fingerprints(state: Any) -> dict[str, int]:
     """Of each array of a state, by name."""
-    found = {name: fingerprint(x) for name, x in ocp.tree.to_flat_dict(state).items()}
-    return {".".join(map(str, name)): int(x) for name, x in jax.device_get(found).items()}
+    jax.block_until_ready(state)  # one program with sums over devices at a time, or CPUs deadlock
+    return {
+        ".".join(map(str, name)): int(fingerprint(x))
+        for name, x in ocp.tree.to_flat_dict(state).items()
+    }
 
 
 def _check_fingerprints(saved: Mapping[str, int], found: Mapping[str, int]) -> None:
