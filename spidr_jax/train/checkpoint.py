@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,17 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from spidr_jax.eval.metrics import describe, parse_key
 from spidr_jax.ops.fingerprint import fingerprint
 from spidr_jax.train import distributed
+
+_show_unraisable = sys.unraisablehook
+
+
+def _unless_of_a_closed_loop(seen: Any) -> None:
+    """TensorStore's threads print tracebacks about the event loop of a save or read that failed."""
+    if str(seen.exc_value) != "Event loop is closed":
+        _show_unraisable(seen)
+
+
+sys.unraisablehook = _unless_of_a_closed_loop
 
 
 class DamagedError(ValueError):

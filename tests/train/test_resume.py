@@ -19,6 +19,9 @@ from spidr_jax.train.checkpoint import DamagedError
 from spidr_jax.weights.check import named
 from spidr_jax.weights.load import read
 
+# what TensorStore's threads say of a read that failed, at any later time
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[ConfigDict, Any]:
