@@ -51,7 +51,7 @@ class SkippedUpdates:
             return
         self.in_a_row += 1
         distributed.print0(
-            f"warning: step {step}: loss, gradient or weights not finite, update skipped "
+            f"warning: step {step}: loss or gradient not finite, update skipped "
             f"({skipped} so far, {self.in_a_row} in a row); its batch: {self._describe(step)}"
         )
         if self.in_a_row >= self._limit:

@@ -27,6 +27,7 @@ from spidr_jax.train import loop as train
 from spidr_jax.train import metrics, placement, validation
 from spidr_jax.train.config import build
 from spidr_jax.train.console import ProgressLog
+from spidr_jax.train.preemption import Stop
 from spidr_jax.train.sinks import Logs
 from spidr_jax.train.task import Task
 
@@ -278,7 +279,9 @@ def test_unreadable_files_end_the_run_by_the_sets_name_but_save_it(
         closing(writer),
         pytest.raises(pipeline.BadDataError, match=r"config\.validation: dev: .*replacements"),
     ):
-        train._validate(run, state, 2, log)  # in a whole run they would have to go while it trains
+        train._validate(
+            run, state, 2, log, Stop()
+        )  # in a whole run they would have to go while it trains
     run.checkpoints.wait()
     assert run.checkpoints.latest() == 2
 
