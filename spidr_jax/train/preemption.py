@@ -23,11 +23,12 @@ class FolderLock:
     """Holds a run's folder for as long as it, or its process, is there."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """Hold a locked file."""
-        self._file = file
+        """Take over a locked file, as a number: a collector might end a file object first."""
+        with file:
+            self._number = os.dup(file.fileno())
 
     def __del__(self) -> None:
-        self._file.close()
+        os.close(self._number)
 
 
 def lock_folder(folder: Path) -> FolderLock | None:
