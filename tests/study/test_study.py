@@ -291,7 +291,7 @@ def test_the_commands_run_in_a_shell_until_all_are_finished(
         return str(capsys.readouterr().out)
 
     done = subprocess.run(["sh"], input=commands(), capture_output=True, text=True)
-    assert "error: config.init_from: missing.pt" in done.stderr
+    assert "error: config.init_from = 'missing.pt': there is no such path" in done.stderr
     assert [shlex.split(line)[-2:] for line in commands().splitlines()] == [
         ["--config.seed=3", f"--config.workdir={out}/init_from=missing.pt,seed=3"]
     ]
