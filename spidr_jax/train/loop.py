@@ -3,8 +3,8 @@
 import bisect
 import dataclasses
 import signal
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -217,14 +217,20 @@ def _next_batch(
     run: Run, state: State, log: ProgressLog, batches: pipeline.Batches, step: int
 ) -> dict[str, jax.Array]:
     watchdog.beat()
+    with _saved_on_error(run, state, log, step - 1):
+        return next(batches)
+
+
+@contextmanager
+def _saved_on_error(run: Run, state: State, log: ProgressLog, step: int) -> Iterator[None]:
+    """Whatever data raise inside must not cost what was trained after `step`."""
     try:
-        batch: dict[str, jax.Array] = next(batches)
-    except Exception:  # whatever a loader raises must not cost what was trained
+        yield
+    except Exception:
         if jax.process_count() == 1:  # a save needs all processes
             log.flush()
-            _save(run, state, step - 1)
+            _save(run, state, step)
         raise
-    return batch
 
 
 def _program(
@@ -260,8 +266,7 @@ def _compile_ahead(run: Run, programs: Programs, start: int, step: int) -> None:
 
 def _save(run: Run, state: State, step: int, measured: dict[str, float] | None = None) -> None:
     """Save in the background; a full disk is no reason to stop, as there may be room later."""
-    fingerprint = run.task.data.fingerprint
-    position = {"step": step, "plan": fingerprint, "versions": resume.versions()}
+    position = {"step": step, "plan": run.task.data.fingerprint, "versions": resume.versions()}
     config = config_lib.to_json(run.config)
     _warn_if_unsaved(run.checkpoints.wait)
     _warn_if_unsaved(partial(run.checkpoints.save, step, state, position, config, measured))
@@ -283,14 +288,13 @@ def _warn_if_unsaved(action: Callable[[], None]) -> None:
 
 
 def _validate(run: Run, state: State, step: int, log: ProgressLog, stop: Stop) -> dict[str, float]:
-    """Measure what is due; data that have gone bad must not cost what was trained."""
+    """Measure what is due."""
     if not run.validation.due(step):
         return {}
     _warn_if_unsaved(run.checkpoints.wait)  # what is not on disk cannot be the best so far
-    try:
-        with log.paused(state), stop.slow(partial(_save_now, run, state, step)):
-            return run.validation.measure(state, step, log.writer)
-    except Exception:
-        if jax.process_count() == 1:  # a save needs all processes
-            _save(run, state, step)
-        raise
+    with (
+        _saved_on_error(run, state, log, step),
+        log.paused(state),
+        stop.slow(partial(_save_now, run, state, step)),
+    ):
+        return run.validation.measure(state, step, log.writer)
